@@ -1,0 +1,145 @@
+"""What is, as one look found it: frozen values, each fact present, absent or unknown.
+
+A fact is its value, ``ABSENT`` (looked, not there) or ``Unknown`` (could not look; says why).
+Failure to look is never read as absence. What does not live here: how the looking is done
+(``node.observe``) and what follows from it (``plan``).
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from controller.core.desired import Hardware, Workload
+from controller.core.state import State
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Looked, and it is not there."""
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Could not look. ``why`` is one line for a person."""
+
+    why: str
+
+
+ABSENT: Final = Absent()
+
+
+class Lock(Enum):
+    """The run lock: held = a VMM of this Instance lives."""
+
+    FREE = "Free"
+    HELD = "Held"
+    UNKNOWN = "Unknown"
+
+
+class Ending(Enum):
+    """Why a VMM came to its end, as it or the kernel said."""
+
+    POWERED_OFF = "PoweredOff"  # the guest powered off
+    RESET = "Reset"  # the guest rebooted: boot again, no exit
+    PANICKED = "Panicked"  # the guest's kernel panicked
+    HOST = "Host"  # we, or somebody on the host, told the VMM to quit
+    DIED = "Died"  # the process is gone without a word
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a run ended by itself. ``code`` None = no code is known (VMM died, kernel panic)."""
+
+    code: int | None
+    message: str
+    reboot: bool = False  # a guest reboot is no exit: boot again at once
+
+    @property
+    def failed(self) -> bool:
+        """Everything but an exit code of 0, as restartPolicy counts it."""
+        return self.code != 0 and not self.reboot
+
+
+@dataclass(frozen=True)
+class Vmm:
+    """A living VMM and what it answered. ``state``: Created, Running, Paused or Shutdown."""
+
+    state: State
+    pid: int
+    version: str
+    accelerator: str
+    ending: Ending | None = None  # set in Shutdown
+    storage_full: bool = False  # paused itself on a write error, continues when space is there
+
+
+@dataclass(frozen=True)
+class Guest:
+    """What the guest itself told of the current run."""
+
+    started: bool = False  # its workload runs
+    ended: bool = False  # its workload has ended (the VMM may live a moment longer)
+
+
+@dataclass(frozen=True)
+class ImageReady:
+    """The image's rootfs is in the store."""
+
+    digest: str
+
+
+@dataclass(frozen=True)
+class ImagePulling:
+    """On its way; ``progress`` is for people ("40 % of 12 MiB")."""
+
+    progress: str
+
+
+@dataclass(frozen=True)
+class ImageFailed:
+    """The last pull failed. ``stalled``: no retry helps. ``retry_at``: boot time, seconds."""
+
+    reason: str
+    message: str
+    stalled: bool
+    retry_at: float
+
+
+ImageFact = ImageReady | ImagePulling | ImageFailed | Absent
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the record says, with times turned into this boot's clock (None = another boot)."""
+
+    epoch: int
+    run: int
+    provisioned: bool  # disk and image were there once: no provision step is left
+    hardware: Hardware
+    image_digest: str | None
+    kernel_version: str | None
+    kernel_digest: str | None
+    booted: Workload | None  # what the current or last run was booted with
+    vmm_recorded: bool  # a run was started and not yet closed
+    released: str | None  # UID of the last reservation given back
+    exit: Exit | None  # how the last run ended by itself, None after an ordered stop
+    exited: bool  # policy will not restart it until Stopped was observed
+    failures: int  # failed runs in a row
+    retry_at: float | None  # boot time before which no restart is made
+    stop_ordered_at: float | None  # boot time when the guest was told to shut down
+    started_at: str | None  # RFC 3339
+    stopped_at: str | None
+    tombstone: bool
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything one look found about one Instance on this host."""
+
+    record: Recorded | Absent | Unknown
+    lock: Lock
+    vmm: Vmm | Absent | Unknown
+    guest: Guest | Absent | Unknown
+    image: ImageFact | Unknown
+    kernel: str | Absent | Unknown  # version of the guest kernel a boot would take now
+    overlay: bool | Unknown  # the writable disk exists
+    snapshot: bool | Unknown = False  # a committed one for the current disk generation
