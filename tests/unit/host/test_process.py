@@ -110,21 +110,23 @@ async def test_child_is_detached_and_has_exactly_the_descriptors_given() -> None
     other, stray = os.pipe()
     os.set_inheritable(stray, True)  # a careless library
     child = await process.spawn(
-        ["/bin/sh", "-c", "umask; echo $(ls /proc/$$/fd); tr '\\0' '\\n' </proc/$$/environ; pwd"],
+        SLEEP,
         sandbox=ME,
         stdout=write,
         pass_fds=(write,),
         env={"PATH": "/usr/bin:/bin", "A": "b"},
     )
+    proc = Path(f"/proc/{child.identity.pid}")
+    await until(lambda: (proc / "comm").read_text() == "sleep\n")
     assert os.getsid(child.identity.pid) == child.identity.pid
-    assert await child.wait() == 0
-    child.close()
-    lines = os.read(read, 4096).decode().splitlines()
+    assert (proc / "stat").read_text().split()[6] == "0"  # no terminal
+    assert "Umask:\t0077" in (proc / "status").read_text()
+    assert {int(fd.name) for fd in (proc / "fd").iterdir()} == {0, 1, 2, write}
+    assert (proc / "environ").read_bytes() == b"PATH=/usr/bin:/bin\0A=b\0"
+    assert os.readlink(proc / "cwd") == "/"
+    await end(child)
     for fd in (read, write, other, stray):
         os.close(fd)
-    assert lines[0] == "0077"
-    assert {int(fd) for fd in lines[1].split()} == {0, 1, 2, write}
-    assert lines[2:] == ["PATH=/usr/bin:/bin", "A=b", "/"]
 
 
 async def test_missing_program_is_blocked_before_anything_starts(tmp_path: Path) -> None:
