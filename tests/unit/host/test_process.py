@@ -123,7 +123,7 @@ async def test_child_is_detached_and_has_exactly_the_descriptors_given() -> None
     assert "Umask:\t0077" in (proc / "status").read_text()
     assert {int(fd.name) for fd in (proc / "fd").iterdir()} == {0, 1, 2, write}
     assert (proc / "environ").read_bytes() == b"PATH=/usr/bin:/bin\0A=b\0"
-    assert os.readlink(proc / "cwd") == "/"
+    assert (proc / "cwd").readlink() == Path("/")
     await end(child)
     for fd in (read, write, other, stray):
         os.close(fd)
