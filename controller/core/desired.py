@@ -74,3 +74,4 @@ class Desired:
     permit: Permit = Permit.WITHHELD
     reservation: str | None = None  # UID of the Pod that holds its memory
     id: str = ""  # status.id
+    ran_before: bool = False  # status says it has run on this node: it has a disk to lose

@@ -20,9 +20,11 @@ class Absent:
 
 @dataclass(frozen=True)
 class Unknown:
-    """Could not look. ``why`` is one line for a person."""
+    """Could not look. ``why`` is one line for a person; ``stalled``: looking again cannot help."""
 
     why: str
+    reason: str = "Unknown"
+    stalled: bool = False
 
 
 ABSENT: Final = Absent()
@@ -52,7 +54,7 @@ class Exit:
 
     code: int | None
     message: str
-    reboot: bool = False  # a guest reboot is no exit: boot again at once
+    reboot: bool = False  # a reboot of guest or host is no exit: boot again at once
 
     @property
     def failed(self) -> bool:
@@ -74,10 +76,12 @@ class Vmm:
 
 @dataclass(frozen=True)
 class Guest:
-    """What the guest itself told of the current run."""
+    """What the guest itself told of the current run, and what we told it."""
 
     started: bool = False  # its workload runs
-    ended: bool = False  # its workload has ended (the VMM may live a moment longer)
+    exit: Exit | None = None  # its workload has ended (the VMM may live a moment longer)
+    panic: str | None = None  # the kernel's last words, found on the console
+    stopping: bool = False  # it was asked to shut down
 
 
 @dataclass(frozen=True)
@@ -118,14 +122,19 @@ class Recorded:
     image_digest: str | None
     kernel_version: str | None
     kernel_digest: str | None
-    booted: Workload | None  # what the current or last run was booted with
-    vmm_recorded: bool  # a run was started and not yet closed
+    workload: Workload | None  # what the current or last run was booted with
+    run_open: bool  # a run was prepared and is not yet closed
+    boot_ordered: bool  # in the open run the virtual CPUs were let go
+    run_began_at: float | None  # boot time when they were; None: not, or before a host reboot
+    rebooted: bool  # the open run is of an earlier boot of the host: its VMM is gone for sure
     released: str | None  # UID of the last reservation given back
     exit: Exit | None  # how the last run ended by itself, None after an ordered stop
+    exit_noted: bool  # the end of the open run is already in ``exit``
     exited: bool  # policy will not restart it until Stopped was observed
-    failures: int  # failed runs in a row
+    restarts: int  # runs in a row that ended by themselves
     retry_at: float | None  # boot time before which no restart is made
-    stop_ordered_at: float | None  # boot time when the guest was told to shut down
+    stop_ordered: bool  # the end of the open run is our order
+    stop_ordered_at: float | None  # boot time of that order; None: none, or another boot
     started_at: str | None  # RFC 3339
     stopped_at: str | None
     tombstone: bool
@@ -143,3 +152,16 @@ class Observed:
     kernel: str | Absent | Unknown  # version of the guest kernel a boot would take now
     overlay: bool | Unknown  # the writable disk exists
     snapshot: bool | Unknown = False  # a committed one for the current disk generation
+
+    @property
+    def state(self) -> State:
+        """The state that the facts amount to. Never stored, never guessed."""
+        if self.lock is Lock.HELD:
+            return self.vmm.state if isinstance(self.vmm, Vmm) else State.UNKNOWN
+        if self.lock is Lock.UNKNOWN or isinstance(self.record, Unknown):
+            return State.UNKNOWN
+        if isinstance(self.record, Absent) or not self.record.provisioned:
+            return State.ABSENT
+        if isinstance(self.snapshot, Unknown):
+            return State.UNKNOWN
+        return State.STANDBY if self.snapshot else State.STOPPED

@@ -6,7 +6,7 @@
 Theory of operation
 -------------------
 An Instance on a node is in one of seven states, or ``Absent``: nothing of it is on this host. The
-state is never stored. It is derived on every look (``derive``): the run lock says whether a VMM
+state is never stored. It is derived on every look (``observed.Observed.state``): the run lock says whether a VMM
 lives; a living VMM says what it does; without one a committed snapshot makes it Standby, else it is
 Stopped. Who cannot tell says Unknown, which has no way out but to look again.
 

@@ -1,4 +1,4 @@
-"""The steps a plan can order: one frozen value for each effect on the host.
+"""The steps a plan can order, one frozen value for each effect on the host, and the plan itself.
 
 Each is idempotent, safe to repeat and safe to abandon: a crash before, in or after it is mended by
 looking again. Names are verb + noun. How a step is done lives in ``node.act``; when, in ``plan``.
@@ -7,15 +7,19 @@ Order matters in two operations (first line = first step); every one of them wri
 the record before its effect, and the record is the last thing to go:
 
 ======== =============================================================================
-provision CreateRecord, FetchImage, CreateOverlay, FinishProvision
-boot      PrepareRun (run += 1, durable), StartVmm, ResumeVmm
-stop      OrderStop (durable), [PowerDown + ResumeVmm when Paused], ShutDownGuest,
-          KillVmm at the deadline, CloseRun
+provision CreateRecord, CreateOverlay, FinishProvision
+boot      PinImage, PrepareRun (run += 1), StartVmm, OrderBoot, ResumeVmm
+stop      OrderStop, [PowerDown + ResumeVmm when Paused], ShutDownGuest, KillVmm at the
+          deadline, CloseRun
+end       NoteExit, KillVmm (a VMM that has shut down), CloseRun
 release   WriteTombstone, stop, CloseRun, DestroyDisks, RemoveRecord, DropFinalizer
 ======== =============================================================================
 """
 
 from dataclasses import dataclass
+
+from controller.core.observed import Exit
+from controller.core.state import State
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,10 @@ class StartVmm(Step):
     """Take the run lock and spawn the VMM, stopped before its first instruction."""
 
 
+class OrderBoot(Step):
+    """Note in the record that the virtual CPUs are about to be let go for the first time."""
+
+
 class ResumeVmm(Step):
     """Let the virtual CPUs run: the boot of a Created guest, the continuation of a Paused one."""
 
@@ -74,7 +82,10 @@ class PowerDown(Step):
 
 @dataclass(frozen=True)
 class ShutDownGuest(Step):
-    """Ask the guest's init to end its workload, with ``grace`` seconds before it kills it."""
+    """Ask the guest's init to end its workload, with ``grace`` seconds before it kills it.
+
+    Over the agent channel; a guest that does not answer there gets the power button.
+    """
 
     grace: int
 
@@ -83,12 +94,22 @@ class KillVmm(Step):
     """Kill the VMM process through its pidfd and wait until its run lock is free."""
 
 
+@dataclass(frozen=True)
+class NoteExit(Step):
+    """Write into the record how the run ended by itself, before its last witness is killed."""
+
+    exit: Exit
+    exited: bool  # restartPolicy does not restart it
+    restarts: int  # runs in a row that ended by themselves, this one included
+    delay: float  # seconds before it may be started again
+
+
 class CloseRun(Step):
-    """The VMM is proven dead: note how the run ended, give back what only it used."""
+    """The VMM is proven dead: give back what only this run used, note when it stopped."""
 
 
 class ClearExit(Step):
-    """Stopped was observed: forget that policy held the Instance, and its failures."""
+    """Stopped was observed: forget that policy held the Instance, and its back-off."""
 
 
 class ReleaseReservation(Step):
@@ -113,3 +134,39 @@ class RemoveRecord(Step):
 
 class DropFinalizer(Step):
     """Let the API server finish the deletion."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Why nothing more can be done now. ``stalled``: not before somebody changes something."""
+
+    reason: str
+    message: str
+    stalled: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The ordered steps from ``origin`` towards ``target``, with one sentence saying why."""
+
+    origin: State
+    target: State
+    way: tuple[State, ...]
+    steps: tuple[Step, ...]
+    because: str
+    waiting: Waiting | None = None
+    wake_at: float | None = None  # boot time at which to look again, if nothing happens before
+
+    @property
+    def settled(self) -> bool:
+        """Nothing to do and nothing to wait for: actual matches desired."""
+        return not self.steps and self.waiting is None and self.origin is self.target
+
+    @property
+    def sentence(self) -> str:
+        """What this pass decided, for the log, the condition and the Event alike."""
+        if self.waiting is not None:
+            return self.waiting.message
+        if self.steps:
+            return f"{self.because}: {', '.join(step.name for step in self.steps)}"
+        return self.because
