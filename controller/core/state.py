@@ -6,9 +6,9 @@
 Theory of operation
 -------------------
 An Instance on a node is in one of seven states, or ``Absent``: nothing of it is on this host. The
-state is never stored. It is derived on every look (``observed.Observed.state``): the run lock says whether a VMM
-lives; a living VMM says what it does; without one a committed snapshot makes it Standby, else it is
-Stopped. Who cannot tell says Unknown, which has no way out but to look again.
+state is never stored. It is derived on every look (``Observed.state``): the run lock says whether a
+VMM lives; a living VMM says what it does; without one a committed snapshot makes it Standby, else
+it is Stopped. Who cannot tell says Unknown, which has no way out but to look again.
 
 ``TRANSITIONS`` is the graph of single hops. ``OUTER`` adds how an Instance comes to a host and
 leaves it. A driver may offer fewer hops than the graph has (``Shutdown -> Running`` would boot a
