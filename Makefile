@@ -1,0 +1,74 @@
+# `make demo` and `make test` start from a bare Debian with python3, git, make and root.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+BIN := .venv/bin
+# The virtual environment is made again when what it is made from changed, and only then.
+READY := .venv/.ready-$(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
+CRATES := $(wildcard controller/guest/init/Cargo.toml controller/host/logkeeper/Cargo.toml)
+PYTEST := $(BIN)/python -m pytest
+# Unit tests share the two cores; the others start real processes and take turns.
+unit_OPTIONS := -n 2
+
+.PHONY: help setup demo test check unit node cluster chaos bench fmt clean
+
+help: ## Show this list.
+	@grep -hE '^[a-z ]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 26
+
+setup: $(READY) ## Install and build what this machine lacks.
+	@$(BIN)/python -m controller setup
+
+demo: setup ## Show an Instance living, from Pending to deleted.
+	@$(BIN)/torpor demo
+
+test: setup ## Everything: check, then unit, node, cluster and chaos tests.
+	@failed=; \
+	for part in check unit node cluster chaos; do \
+	  SECONDS=0; \
+	  if $(MAKE) $$part; then said=passed; else said=FAILED; failed="$$failed $$part"; fi; \
+	  echo "== $$part $$said in $$SECONDS s"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "make test: failed:$$failed" >&2; exit 1; fi
+
+check: $(READY) ## Lint, format, types, floors, and the guest programs' own tests.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@for crate in $(CRATES); do cargo test --offline --quiet --manifest-path $$crate; done
+
+unit node cluster chaos: $(READY) ## Tests of one kind.
+	@$(PYTEST) tests/$@ $($@_OPTIONS) || { code=$$?; [ $$code = 5 ] && echo "tests/$@: no tests yet"; }
+
+bench: setup ## Measure; prints one table, writes bench.json.
+	@$(PYTEST) tests/scale -s
+
+fmt: $(READY) ## Format and fix what can be fixed.
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean: ## Remove what was made in this tree (the cache of built things stays).
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
+	rm -rf controller/guest/init/target controller/host/logkeeper/target
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): | .venv/bin/pip
+	@echo "installing Torpor and its packages into .venv"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@rm -f .venv/.ready-*; touch $@
+
+# pip comes last into a new environment: where it is, the environment is whole
+.venv/bin/pip:
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "torpor: Python 3.11 or newer is needed, python3 is $$(python3 -V 2>&1); install it" >&2; exit 1; }
+	@if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then \
+	  if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	    echo "torpor: Python's venv is missing; as root: apt-get install python3-venv" >&2; exit 1; fi; \
+	  echo "installing python3-venv"; \
+	  export DEBIAN_FRONTEND=noninteractive LC_ALL=C; \
+	  install() { apt-get install -qq -y --no-install-recommends -o DPkg::Lock::Timeout=600 python3-venv; }; \
+	  install >/dev/null 2>&1 || { apt-get update -qq; install >/dev/null; }; \
+	fi
+	@python3 -m venv --clear .venv
