@@ -1,0 +1,55 @@
+"""What a cold boot needs besides disks: a kernel and the initrd for it, ready as files.
+
+What does not live here: when they are made (the callers), and the kernel command line.
+"""
+
+import asyncio
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from controller import settings
+from controller.guest import initrd
+from controller.guest.kernel import Kernel, KernelStore
+
+
+@dataclass(frozen=True)
+class GuestArtifacts:
+    """``digest`` and ``version`` are the kernel's. Both files stay as long as the kernel does."""
+
+    kernel: Kernel
+    vmlinuz: Path
+    initrd: Path
+    version: str
+    digest: str
+
+
+async def ensure_artifacts(
+    root: Path,
+    override: tuple[Path, Path | None] | None = None,
+    *,
+    cache_dir: Path | None = None,
+) -> GuestArtifacts:
+    """Kernel and initrd for the next cold boot, in the kernel store at ``root``.
+
+    ``override`` is a kernel image and its modules directory (None: all built in). ``cache_dir``
+    keeps the compiled init (default: the user's). Takes seconds the first time, then milliseconds. Raises Blocked or
+    Retry as ``KernelStore`` and ``initrd`` say.
+    """
+    return await asyncio.to_thread(make, root, override, cache_dir)
+
+
+def make(
+    root: Path,
+    override: tuple[Path, Path | None] | None = None,
+    cache_dir: Path | None = None,
+) -> GuestArtifacts:
+    """``ensure_artifacts`` for callers without an event loop."""
+    store = KernelStore(root)
+    kernel = store.adopt(*override) if override else store.ensure()
+    init = initrd.build_init(cache_dir or settings.cache_dir())
+    key = hashlib.sha256(init.read_bytes()).hexdigest()[:16]
+    out = store.home(kernel) / f"initrd-{key}"
+    if not out.exists():
+        initrd.build(kernel, init, out)
+    return GuestArtifacts(kernel, kernel.vmlinuz, out, kernel.version, kernel.digest)
