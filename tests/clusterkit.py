@@ -33,7 +33,7 @@ def running_control_plane(**options: Any) -> Iterator[ControlPlane]:
     """Start one with the project's CRDs (if they are there), yield it, leave nothing behind."""
     _clean_up_after_killed_sessions()
     directory = Path(tempfile.mkdtemp(prefix=PREFIX))
-    options.setdefault("crds", sorted((ROOT / "crds").glob("*.yaml")))
+    options.setdefault("crds", sorted((ROOT / "crds").glob("torpor.dev_*.yaml")))
     plane: ControlPlane | None = None
     record = state.StateFile(
         directory / "state.json", identity(os.getpid()), lambda: plane.processes if plane else ()

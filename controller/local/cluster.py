@@ -182,7 +182,7 @@ def sole_supervisor(directory: Path) -> Iterator[None]:
 
 def crd_files() -> list[Path]:
     """The project's CustomResourceDefinitions. Raises Rejected when there are none."""
-    files = sorted((SOURCE / "crds").glob("*.yaml"))
+    files = sorted((SOURCE / "crds").glob("torpor.dev_*.yaml"))
     if not files:
         raise Rejected(f"{SOURCE / 'crds'} has no CustomResourceDefinition; run torpor crds")
     return files
@@ -190,7 +190,7 @@ def crd_files() -> list[Path]:
 
 def apply_manifests(kubectl: Path, kubeconfig: Path) -> None:
     """Apply the kustomize base: namespace, RBAC, admission policy. Raises Rejected, Blocked."""
-    base = SOURCE / "manifests"
+    base = SOURCE / "manifests" / "base"
     if not (base / "kustomization.yaml").exists():
         raise Rejected(f"{base} has no kustomization.yaml; run Torpor from its whole source tree")
     command = [str(kubectl), f"--kubeconfig={kubeconfig}", "apply", "--server-side"]
