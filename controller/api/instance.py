@@ -29,7 +29,7 @@ RestartPolicy = Literal["Never", "OnFailure", "Always"]
 Hypervisor = Literal["qemu"]
 StateName = Literal["Stopped", "Created", "Running", "Paused", "Shutdown", "Standby", "Unknown"]
 
-WORKLOAD_BYTES: Final = 128 * 1024  # env, command and args of one Instance together
+WORKLOAD_BYTES: Final = 128 * 1024  # env in all; command and args together
 
 _BORN = "a guest keeps what it was born with; create a new Instance"
 _LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
@@ -168,12 +168,17 @@ class InstanceSpec(Model):
             *map(_fixed, ("nodeSelector", "affinity", "tolerations")),
             *map(_kept, ("memory", "overlay", "disk")),
             Rule(
-                "(has(self.env) ? self.env.map(e, bytes(e.name).size() + bytes(e.value).size())"
-                ".sum() : 0)"
-                " + (has(self.command) ? self.command.map(a, bytes(a).size()).sum() : 0)"
+                "!has(self.env)"
+                " || self.env.map(e, bytes(e.name).size() + bytes(e.value).size()).sum()"
+                f" <= {WORKLOAD_BYTES}",
+                "env may have 128 KiB in all; put larger data into the image",
+                path=".env",
+            ),
+            Rule(
+                "(has(self.command) ? self.command.map(a, bytes(a).size()).sum() : 0)"
                 " + (has(self.args) ? self.args.map(a, bytes(a).size()).sum() : 0)"
                 f" <= {WORKLOAD_BYTES}",
-                "env, command and args may have 128 KiB together; put larger data into the image",
+                "command and args may have 128 KiB together; put larger data into the image",
             ),
             Rule(
                 "!has(self.command) || size(self.command) == 0 || size(self.command[0]) > 0",
