@@ -258,7 +258,7 @@ def apply_crds(admin: Admin, files: Sequence[Path], seconds: float = 20.0) -> No
 def _served(admin: Admin, name: str) -> bool:
     """Established, and seen by discovery, which follows a moment later."""
     definition = admin.get(f"{CRD_PATH}/{name}")
-    conditions = definition.get("status", {}).get("conditions", [])
+    conditions = definition.get("status", {}).get("conditions") or []
     if not any(c["type"] == "Established" and c["status"] == "True" for c in conditions):
         return False
     spec = definition["spec"]
