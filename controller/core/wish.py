@@ -1,0 +1,63 @@
+"""From an Instance object, as the API server stores it, to the frozen ``Desired`` of this pass."""
+
+from typing import Any
+
+from controller.api.meta import parse_quantity
+from controller.core.desired import Desired, Hardware, RestartPolicy, Workload
+from controller.core.ownership import Object, mode, permit
+from controller.errors import Rejected
+
+
+def desired(obj: Object) -> Desired:
+    """What ``obj`` asks for. Raises Rejected (SpecInvalid) for an object no schema of ours allows.
+
+    Reads tolerantly: a field of a later version is no error, an object of an earlier one neither.
+    """
+    meta, spec, status = obj["metadata"], obj.get("spec") or {}, obj.get("status") or {}
+    try:
+        return Desired(
+            uid=meta["uid"],
+            namespace=meta["namespace"],
+            name=meta["name"],
+            generation=meta.get("generation", 0),
+            mode=mode(obj),
+            epoch=status.get("epoch", 0),
+            image=spec["image"],
+            hardware=hardware(status.get("resources")),
+            workload=workload(spec),
+            pinned=(status.get("image") or {}).get("digest"),
+            stop_timeout=spec.get("stopTimeoutSeconds", 5),
+            restart=RestartPolicy(spec.get("restartPolicy", "Never")),
+            permit=permit(obj),
+            reservation=status.get("reservation"),
+            id=status.get("id", ""),
+            ran_before=bool(status.get("startedAt")),
+        )
+    except (KeyError, TypeError, ValueError) as err:
+        name = f"{meta.get('namespace')}/{meta.get('name')}"
+        raise Rejected(
+            f"instance {name}: the stored object cannot be read ({err!r}); correct its spec",
+            reason="SpecInvalid",
+        ) from err
+
+
+def hardware(resources: Any) -> Hardware | None:
+    """``status.resources`` as bytes and counts; None before the operator settled it."""
+    if not resources:
+        return None
+    return Hardware(
+        hypervisor=resources["hypervisor"],
+        vcpus=int(resources["vcpus"]),
+        memory=parse_quantity(resources["memory"]),
+        overlay=parse_quantity(resources["overlay"]),
+        disk_bandwidth=parse_quantity(resources.get("diskBandwidth") or 0),
+    )
+
+
+def workload(spec: Object) -> Workload:
+    """What the user says about the program; empty lists mean what the image says."""
+    return Workload(
+        command=tuple(spec.get("command") or ()) or None,
+        args=tuple(spec.get("args") or ()) or None,
+        env=tuple((entry["name"], entry.get("value", "")) for entry in spec.get("env") or ()),
+    )

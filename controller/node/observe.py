@@ -1,0 +1,209 @@
+"""Look at one Instance on this host: ask record, lock, VMM, guest, disk and stores.
+
+A failure to look becomes Unknown with its reason; nothing is decided and nothing is changed here.
+"""
+
+import os
+import time
+from pathlib import Path
+
+from controller.core.desired import Desired, Hardware, Workload
+from controller.core.observed import (
+    ABSENT,
+    Absent,
+    Exit,
+    Guest,
+    ImageFact,
+    ImageFailed,
+    ImagePulling,
+    ImageReady,
+    Lock,
+    Observed,
+    Recorded,
+    Unknown,
+    Vmm,
+)
+from controller.core.state import State
+from controller.errors import TorporError
+from controller.guest.console import last_panic
+from controller.guest.report import read_reports
+from controller.host import runlock
+from controller.host.process import Identity, boot_id
+from controller.images.image import Failed, Pulling, Ready
+from controller.node import clock
+from controller.node.parts import Parts
+from controller.node.record import Record
+from controller.vmm.driver import Handle
+
+# Under this much free space a guest that was held by a full disk is not let go again.
+STORAGE_RESERVE = 64 * 1024 * 1024
+
+
+async def observe(parts: Parts, desired: Desired) -> Observed:
+    """Everything there is to know about this Instance now. Never raises for a failed look."""
+    record = parts.records.get(desired.uid)
+    if not isinstance(record, Record):
+        return Observed(
+            record=ABSENT if record is None else record,
+            lock=_lock(parts, desired.uid),
+            vmm=ABSENT, guest=ABSENT, image=_image(parts, desired, None),
+            kernel=_kernel(parts), overlay=_exists(parts.places.overlay(desired.uid)),
+        )  # fmt: skip
+    lock = _lock(parts, record.uid)
+    vmm = await _vmm(parts, record) if lock is Lock.HELD else ABSENT
+    return Observed(
+        record=recorded(record),
+        lock=lock,
+        vmm=vmm,
+        guest=_guest(parts, record, vmm),
+        image=_image(parts, desired, record),
+        kernel=_kernel(parts),
+        overlay=_exists(parts.places.overlay(record.uid)),
+    )
+
+
+def recorded(record: Record) -> Recorded:
+    """The record as the planner sees it: times of another boot are no times."""
+    run, boot = record.open, boot_id()
+    ended = record.exit
+    return Recorded(
+        epoch=record.epoch,
+        run=record.run,
+        provisioned=record.provisioned,
+        hardware=hardware(record),
+        image_digest=record.image_digest,
+        kernel_version=record.kernel.version if record.kernel else None,
+        kernel_digest=record.kernel.digest if record.kernel else None,
+        workload=Workload(**record.workload.model_dump()) if record.workload else None,
+        run_open=run is not None,
+        boot_ordered=run is not None and run.boot_ordered is not None,
+        run_began_at=run.boot_ordered.within(boot) if run and run.boot_ordered else None,
+        rebooted=_rebooted(record, boot),
+        released=record.released,
+        exit=Exit(ended.code, ended.message) if ended else None,
+        exit_noted=run is not None and run.exit_noted,
+        exited=record.exited,
+        restarts=record.restarts,
+        retry_at=record.retry_after.within(boot) if record.retry_after else None,
+        stop_ordered=run is not None and run.stop_ordered is not None,
+        stop_ordered_at=run.stop_ordered.within(boot) if run and run.stop_ordered else None,
+        started_at=record.started_at,
+        stopped_at=record.stopped_at,
+        tombstone=record.tombstone,
+    )
+
+
+def hardware(record: Record) -> Hardware:
+    """The frozen hardware as the core's value."""
+    frozen = record.hardware
+    return Hardware(
+        frozen.hypervisor, frozen.vcpus, frozen.memory, frozen.overlay, frozen.disk_bandwidth
+    )
+
+
+def handle_of(parts: Parts, record: Record) -> Handle | None:
+    """The VMM of the open run: from the record, else whoever holds the run lock; None if nobody."""
+    if record.open is None:
+        return None
+    run_dir = parts.places.run_of(record)
+    if vmm := record.open.vmm:
+        return Handle(record.uid, Identity(vmm.pid, vmm.start_time, vmm.boot_id), run_dir)
+    # The agent died between the spawn and the note of who was spawned. The lock's holder is it.
+    holder = runlock.holder(parts.places.lock(record.uid))
+    return Handle(record.uid, holder, run_dir) if holder else None
+
+
+def _rebooted(record: Record, boot: str) -> bool:
+    run = record.open
+    if run is None:
+        return False
+    if run.vmm is not None:
+        return run.vmm.boot_id != boot
+    return run.boot_ordered is not None and run.boot_ordered.boot_id != boot
+
+
+def _lock(parts: Parts, uid: str) -> Lock:
+    match runlock.probe(parts.places.lock(uid)):
+        case runlock.LockState.HELD:
+            return Lock.HELD
+        case runlock.LockState.FREE:
+            return Lock.FREE
+        case _:
+            return Lock.UNKNOWN
+
+
+async def _vmm(parts: Parts, record: Record) -> Vmm | Absent | Unknown:
+    driver = parts.drivers.get(record.hardware.hypervisor)
+    if driver is None:
+        return Unknown(f"this node has no driver for hypervisor {record.hardware.hypervisor}")
+    handle = handle_of(parts, record)
+    if handle is None:
+        return Unknown("its run lock is held, but by no process that can be found")
+    try:
+        if record.uid not in parts.memory.adopted:
+            await driver.adopt(handle)
+            parts.memory.adopted.add(record.uid)
+        answer = await driver.state(handle)
+    except TorporError as err:
+        return Unknown(str(err))
+    run = record.open
+    full = answer.storage_full and _free(parts.places.state) < STORAGE_RESERVE
+    return Vmm(
+        answer.state,
+        handle.identity.pid,
+        record.vmm_version,
+        run.accelerator if run else "",
+        answer.ending,
+        full,
+    )
+
+
+def _guest(parts: Parts, record: Record, vmm: Vmm | Absent | Unknown) -> Guest | Absent | Unknown:
+    if record.open is None:
+        return ABSENT
+    logs = parts.places.run_logs(record)
+    try:
+        reports = read_reports(logs / "report.log")
+        ended = Exit(reports.exit.code, reports.exit.message) if reports.exit else None
+        over = not isinstance(vmm, Vmm) or vmm.state is State.SHUTDOWN
+        panic = last_panic(logs / "console.log") if over and ended is None else None
+    except OSError as err:
+        return Unknown(f"the guest's reports cannot be read: {err.strerror}")
+    return Guest(reports.started is not None, ended, panic, parts.guests.stopping(record.uid))
+
+
+def _image(parts: Parts, desired: Desired, record: Record | None) -> ImageFact | Unknown:
+    pinned = (record.image_digest if record else None) or desired.pinned
+    if pinned and parts.images.get(pinned):
+        return ImageReady(pinned)
+    if desired.uid not in parts.memory.fetching:
+        return ABSENT
+    match parts.images.ensure(record.image if record else desired.image, pinned):
+        case Ready(image=image):
+            return ImageReady(image.digest)
+        case Pulling(progress=progress):
+            return ImagePulling(progress)
+        case Failed(reason=reason, message=message, stalled=stalled, retry_at=retry_at):
+            at = clock.now() + (retry_at - time.monotonic())
+            return ImageFailed(reason, message, stalled, at)
+
+
+def _kernel(parts: Parts) -> str | Absent | Unknown:
+    if parts.artifacts is None:
+        return Unknown(parts.no_artifacts)
+    return parts.artifacts.version
+
+
+def _exists(path: Path) -> bool | Unknown:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    except OSError as err:
+        return Unknown(f"{path}: {err.strerror}")
+    return True
+
+
+def _free(path: Path) -> int:
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize

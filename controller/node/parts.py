@@ -1,0 +1,72 @@
+"""What the agent is made of, in one value that is handed down: adapters, settings, memory.
+
+Wired once in ``app``. ``Memory`` is what the agent may forget at any time (a crash does): nothing
+in it is truth, all of it can be looked up again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from controller.core.backoff import Backoff
+from controller.core.plan import Rules
+from controller.guest.artifacts import GuestArtifacts
+from controller.images.store import ImageStore
+from controller.kube.client import Client
+from controller.kube.events import EventRecorder
+from controller.node.guests import Guests
+from controller.node.places import Places
+from controller.node.record import Record, Records
+from controller.settings import NodeSettings
+from controller.vmm.driver import Driver, Version
+
+
+@dataclass
+class Memory:
+    """What this process knows by itself. All of it may be lost."""
+
+    adopted: set[str] = field(default_factory=set)  # UIDs whose VMM the driver is connected to
+    fetching: set[str] = field(default_factory=set)  # UIDs whose image was asked for
+
+
+@dataclass
+class Parts:
+    """The agent's adapters."""
+
+    settings: NodeSettings
+    places: Places
+    records: Records
+    drivers: Mapping[str, Driver]
+    versions: Mapping[str, Version]
+    images: ImageStore
+    guests: Guests
+    client: Client
+    events: EventRecorder
+    keeper: Path  # the log keeper's binary
+    accelerator: str  # "kvm" when proven by a boot, else "tcg"
+    threads_per_core: int
+    artifacts: GuestArtifacts | None = None  # the kernel a boot takes; None: not here yet
+    no_artifacts: str = "the node is still preparing it"
+    memory: Memory = field(default_factory=Memory)
+
+    def driver(self, hypervisor: str) -> Driver:
+        """The driver for that word of the spec. Raises KeyError (the worker checks first)."""
+        return self.drivers[hypervisor]
+
+    def rules(self, hypervisor: str) -> Rules:
+        """What the planner has to know about that driver on this node."""
+        settings = self.settings
+        driver = self.drivers.get(hypervisor)
+        return Rules(
+            edges=driver.capabilities.edges if driver else frozenset(),
+            backoff=Backoff(
+                settings.restart_backoff_seconds,
+                settings.restart_backoff_cap_seconds,
+                settings.restart_reset_seconds,
+            ),
+            boot_deadline=settings.boot_deadline_seconds,
+        )
+
+    def vmm_uid(self, record: Record) -> int:
+        """The unprivileged uid (and gid) that this Instance's VMM runs as."""
+        return self.settings.uid_base + record.index

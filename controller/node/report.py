@@ -1,0 +1,123 @@
+"""Say what is: compute the status this pass found, and write it if it differs from the object's.
+
+One merge patch of /status at most, with the resourceVersion it was computed from; a conflict means
+that somebody else wrote, so the next pass looks at the newer object. Where Ready is the operator's
+to write, nothing is written at all.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from controller.core import conditions as say
+from controller.core.conditions import Failure
+from controller.core.desired import Desired
+from controller.core.observed import Observed, Recorded, Vmm
+from controller.core.ownership import ready_is_operators
+from controller.core.state import State
+from controller.core.steps import Plan
+from controller.kube.client import Client
+from controller.kube.resources import INSTANCES
+from controller.node import clock
+
+Status = dict[str, Any]
+
+
+def status(
+    desired: Desired, seen: Observed, plan: Plan, failure: Failure | None, before: Mapping[str, Any]
+) -> Status:
+    """The agent's part of the status, whole; a key that is to vanish is None (merge patch)."""
+    record = seen.record if isinstance(seen.record, Recorded) else None
+    said = say.conditions(desired, seen, plan, failure)
+    state = State.STOPPED if seen.state is State.ABSENT else seen.state
+    return {
+        "observedGeneration": desired.generation,
+        "state": state.value,
+        "stateError": say.state_error(seen),
+        "conditions": say.merge(
+            before.get("conditions") or (), said, _owned(said), desired.generation, clock.wall()
+        ),
+        "plan": _plan(plan),
+        "startedAt": record.started_at if record else None,
+        "stoppedAt": record.stopped_at if record else None,
+        "exit": _exit(record),
+        "hypervisor": _hypervisor(seen, record),
+        "image": {"digest": record.image_digest} if record and record.image_digest else None,
+        "kernel": _kernel(record),
+    }
+
+
+def changes(before: Mapping[str, Any], after: Status) -> Status:
+    """What of ``after`` differs from ``before``; empty = there is nothing to write."""
+    return {
+        key: _with_removals(before.get(key), value)
+        for key, value in after.items()
+        if before.get(key) != value
+    }
+
+
+async def write(client: Client, obj: Mapping[str, Any], after: Status) -> dict[str, Any] | None:
+    """Patch the status where it differs. The object as stored then, or None if nothing was sent."""
+    if ready_is_operators(obj):
+        return None
+    changed = changes(obj.get("status") or {}, after)
+    if not changed:
+        return None
+    metadata = obj["metadata"]
+    body = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "status": changed}
+    return await client.patch(
+        INSTANCES,
+        metadata["name"],
+        body,
+        namespace=metadata["namespace"],
+        subresource="status",
+    )
+
+
+def _owned(said: tuple[say.Condition, ...]) -> frozenset[str]:
+    # Scheduled is the operator's, but for the one word Released.
+    released = any(condition.type == "Scheduled" for condition in said)
+    return say.AGENT_OWNED | {"Scheduled"} if released else say.AGENT_OWNED
+
+
+def _with_removals(old: Any, new: Any) -> Any:
+    """A merge patch keeps what it does not name: name the keys that are to vanish."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return {**dict.fromkeys(set(old) - set(new)), **new}
+    return new
+
+
+def _plan(plan: Plan) -> Status | None:
+    if not plan.steps and plan.waiting is None:
+        return None
+    return {
+        "from": plan.origin.value,
+        "to": plan.target.value,
+        "steps": [step.name for step in plan.steps],
+        "because": plan.because[: say.MESSAGE_LIMIT],
+    }
+
+
+def _exit(record: Recorded | None) -> Status | None:
+    if record is None or record.exit is None:
+        return None
+    ended = record.exit
+    said: Status = {"message": ended.message[: say.MESSAGE_LIMIT]}
+    return said if ended.code is None else {"code": ended.code, **said}
+
+
+def _hypervisor(seen: Observed, record: Recorded | None) -> Status | None:
+    if record is None or not isinstance(seen.vmm, Vmm):
+        return None
+    vmm = seen.vmm
+    return {
+        "type": record.hardware.hypervisor,
+        "version": vmm.version,
+        "pid": vmm.pid,
+        "accelerator": vmm.accelerator,
+    }
+
+
+def _kernel(record: Recorded | None) -> Status | None:
+    if record is None or record.kernel_version is None:
+        return None
+    return {"version": record.kernel_version, "digest": record.kernel_digest}

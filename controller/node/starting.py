@@ -1,0 +1,213 @@
+"""Start one run of one Instance: everything between "it may boot" and a Created VMM.
+
+Order and crash safety: the run is counted and journalled (``prepare``) before anything of it
+exists; the run lock is taken before the spawn and inherited by the VMM, so a crash right after the
+spawn leaves a VMM that the lock's holder leads back to; who it is is noted last. What does not live
+here: when to do it (``core.plan``), and the driver's arguments (``vmm``).
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from controller.core.desired import Desired, Workload
+from controller.core.names import machine_id
+from controller.errors import Blocked, Bug, Retry
+from controller.guest import configdisk
+from controller.guest.artifacts import GuestArtifacts
+from controller.host import files, logs, runlock
+from controller.host.cgroup import Cgroup
+from controller.images.image import Image, ImageConfig
+from controller.node import clock
+from controller.node.observe import hardware
+from controller.node.parts import Parts
+from controller.node.places import make_owned
+from controller.node.record import KernelRecord, Record, RunRecord, VmmRecord, WorkloadRecord
+from controller.vmm.machine import Disk, Launch, Machine
+
+RUNS_KEPT = 2  # console and report of the current run and of the one before
+REPORT_BYTES = 64 * 1024
+
+
+async def prepare(parts: Parts, desired: Desired, record: Record) -> Record:
+    """Count and journal the run, then make its directories and its config disk."""
+    artifacts = _artifacts(parts)
+    version = parts.versions[record.hardware.hypervisor]
+    image = _image(parts, record)
+    said = desired.workload
+    record = parts.records.save(
+        record.model_copy(
+            update={
+                "run": record.run + 1,
+                "disk_generation": record.disk_generation + 1,
+                "kernel": KernelRecord(version=artifacts.version, digest=artifacts.digest),
+                "workload": WorkloadRecord(command=said.command, args=said.args, env=said.env),
+                "open": RunRecord(machine_type=version.machine_type, accelerator=parts.accelerator),
+                "vmm_version": version.version,
+            }
+        )
+    )
+    uid = parts.vmm_uid(record)
+    _make_log_places(parts, record)
+    make_owned(parts.places.run_of(record), uid, 0o700)
+    config = parts.places.config(record.uid)
+    configdisk.write(config, guest_config(desired, record, image.config))
+    os.chown(config, 0, uid)
+    config.chmod(0o440)
+    return record
+
+
+def guest_config(desired: Desired, record: Record, image: ImageConfig) -> configdisk.GuestConfig:
+    """What the guest is told at cold boot: the image's word, overridden by the user's."""
+    argv = command_line(desired.workload, image)
+    if not argv:
+        raise Blocked(
+            f"image {record.image} names no command and spec has none: set spec.command",
+            reason="NoCommand",
+        )
+    env = dict(image.env)
+    env.update(dict(desired.workload.env))
+    return configdisk.GuestConfig(
+        hostname=record.name,
+        machine_id=machine_id(record.uid),
+        nonce=os.urandom(16).hex(),
+        argv=argv,
+        env=tuple(env.items()),
+        workdir=image.workdir,
+        user=image.user,
+        stop_timeout=desired.stop_timeout,
+    )
+
+
+def command_line(said: Workload, image: ImageConfig) -> tuple[str, ...]:
+    """The argv by the container rules: a command of the user's also drops the image's cmd."""
+    if said.command:
+        return said.command + (said.args or ())
+    return image.entrypoint + (said.args or image.cmd)
+
+
+async def start(parts: Parts, record: Record) -> Record:
+    """Spawn the VMM of the prepared run, Created, and note who it is."""
+    if record.open is None:
+        raise Bug(f"instance {record.uid}: a VMM is to start without a prepared run")
+    driver = parts.driver(record.hardware.hypervisor)
+    machine = machine_of(parts, record)
+    with _run_lock(parts.places.lock(record.uid)) as lock, logs.LogPipes(_STREAM_NAMES) as pipes:
+        keeper = await logs.start_keeper(pipes, streams(parts, record), binary=parts.keeper)
+        handle = await driver.start(machine, _launch(parts, record, lock, pipes))
+    who = handle.identity
+    vmm = VmmRecord(
+        pid=who.pid,
+        start_time=who.start_time,
+        boot_id=who.boot_id,
+        version=record.vmm_version,
+        machine_type=machine.machine_type,
+        accelerator=machine.accelerator,
+        keeper_pid=keeper.pid,
+        keeper_start_time=keeper.start_time,
+    )
+    return parts.records.save(
+        record.model_copy(update={"open": record.open.model_copy(update={"vmm": vmm})})
+    )
+
+
+def clear(parts: Parts, record: Record) -> None:
+    """Give back what only the VMM of this run used. It is proven dead."""
+    files.remove_tree(parts.places.run_of(record))
+    Cgroup.at(parts.settings.cgroup_prefix, record.uid).remove()
+
+
+def machine_of(parts: Parts, record: Record) -> Machine:
+    """The VMM of the open run, made of the record and the stores only."""
+    if record.open is None or record.kernel is None:
+        raise Bug(f"instance {record.uid}: no run is prepared")
+    artifacts = _artifacts(parts)
+    if artifacts.digest != record.kernel.digest:
+        raise Retry("the guest kernel changed while the run was prepared", reason="KernelChanged")
+    places = parts.places
+    return Machine(
+        uid=record.uid,
+        name=f"{record.namespace}/{record.name}"[:80],
+        hardware=hardware(record),
+        threads_per_core=record.hardware.threads_per_core,
+        machine_type=record.open.machine_type,
+        accelerator=record.open.accelerator,
+        kernel=artifacts.vmlinuz,
+        initrd=artifacts.initrd,
+        command_line=artifacts.command_line,
+        memory_image=None,
+        disks=(
+            Disk("rootfs", _image(parts, record).rootfs, read_only=True),
+            Disk("overlay", places.overlay(record.uid), read_only=False, limited=True),
+            Disk("config", places.config(record.uid), read_only=True),
+        ),
+        run_dir=places.run_of(record),
+    )
+
+
+_STREAM_NAMES = ("workload", "console", "vmm", "report")
+
+
+def streams(parts: Parts, record: Record) -> tuple[logs.Stream, ...]:
+    """Where the log keeper of this run writes, and how much at most."""
+    shared, own = parts.places.logs(record.uid), parts.places.run_logs(record)
+    limits = parts.settings
+    return (
+        logs.Stream("workload", shared, limits.workload_log.max_bytes, limits.workload_log.files),
+        logs.Stream("console", own, limits.console_log.max_bytes, limits.console_log.files),
+        logs.Stream("vmm", shared, limits.vmm_log.max_bytes, limits.vmm_log.files),
+        logs.Stream("report", own, REPORT_BYTES, 1, head=True),
+    )
+
+
+def _launch(parts: Parts, record: Record, lock: int, pipes: logs.LogPipes) -> Launch:
+    uid = parts.vmm_uid(record)
+    return Launch(
+        uid=uid,
+        gid=uid,
+        run_lock=lock,
+        workload_log=pipes.write_fd("workload"),
+        console_log=pipes.write_fd("console"),
+        vmm_log=pipes.write_fd("vmm"),
+        report=pipes.write_fd("report"),
+        keep_open=tuple(pipes.read_fd(name) for name in _STREAM_NAMES),
+        cgroup=Cgroup.create(parts.settings.cgroup_prefix, record.uid).path,
+    )
+
+
+def _make_log_places(parts: Parts, record: Record) -> None:
+    shared = parts.places.logs(record.uid)
+    make_owned(shared, 0, 0o750)
+    make_owned(parts.places.run_logs(record), 0, 0o750)
+    runs = sorted(shared.glob("run-*-*"), key=_run_order)
+    for old in runs[:-RUNS_KEPT]:
+        files.remove_tree(old)
+
+
+def _run_order(path: Path) -> tuple[int, ...]:
+    return tuple(int(part) for part in path.name.split("-")[1:])
+
+
+@contextlib.contextmanager
+def _run_lock(path: Path) -> Iterator[int]:
+    lock = runlock.acquire(path)
+    if lock is None:
+        raise Retry(f"run lock {path} is held: a VMM of this Instance lives", reason="Unknown")
+    try:
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _image(parts: Parts, record: Record) -> Image:
+    image = parts.images.get(record.image_digest) if record.image_digest else None
+    if image is None:
+        raise Retry(f"image {record.image} is not on this node", reason="ImagePulling", after=0.5)
+    return image
+
+
+def _artifacts(parts: Parts) -> GuestArtifacts:
+    if parts.artifacts is None:
+        raise Retry(f"no guest kernel: {parts.no_artifacts}", reason="KernelMissing")
+    return parts.artifacts

@@ -1,0 +1,182 @@
+"""The loop: observe -> plan -> act (one step, then look again) -> report.
+
+One key (an Instance's UID) is never worked on twice at once; many keys are. What a pass did ends in
+one sentence. A pass may be cut off at any point: the next one starts from what is.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+from controller.core import invariants, wish
+from controller.core.conditions import Failure
+from controller.core.desired import Desired
+from controller.core.observed import Observed
+from controller.core.plan import plan as make_plan
+from controller.core.steps import DropFinalizer, Plan, Step
+from controller.errors import Blocked, Bug, Rejected, Retry, TorporError
+from controller.node import clock, report, tell
+from controller.node.act import act
+from controller.node.intake import Intake
+from controller.node.observe import observe
+from controller.node.parts import Parts
+
+log = logging.getLogger(__name__)
+
+Object = dict[str, Any]
+
+MAX_STEPS = 40  # of one pass; no way through the graph needs half of it
+PROGRESS_AFTER = 2.0  # seconds: a transition shorter than this writes only its end
+PROGRESS_EVERY = 10.0
+RETRY_FIRST, RETRY_LAST = 0.5, 60.0
+
+# Reasons of a transition under way: worth a write only when it takes long.
+UNDER_WAY = frozenset(
+    {"Reconciling", "Booting", "Stopping", "ImagePulling", "Unknown", "Unscheduled", "StaleView"}
+)
+
+
+@dataclass
+class Track:
+    """What the worker remembers of one Instance between passes; all of it may be lost."""
+
+    wish: Desired | None = None  # what was asked when the transition began
+    since: float | None = None  # when it began; None: settled
+    written: float = float("-inf")  # when progress was last written
+    tries: int = 0  # failed steps in a row
+    failure: Failure | None = None
+    retry_at: float = 0.0
+
+
+@dataclass
+class Look:
+    """One pass's newest view."""
+
+    seen: Observed
+    plan: Plan
+
+
+@dataclass
+class Worker:
+    """Makes one node's VMMs agree with its Instances."""
+
+    parts: Parts
+    intake: Intake
+    tracks: dict[str, Track] = field(default_factory=dict)
+
+    async def reconcile(self, uid: str) -> float | None:
+        """One pass for one Instance. Seconds until the next look; None: only when told."""
+        obj = self.intake.get(uid)
+        if obj is None:
+            self.tracks.pop(uid, None)
+            return None
+        desired = wish.desired(obj)
+        track = self._track(uid, desired)
+        look = await self._look(desired)
+        for _ in range(MAX_STEPS):
+            if not look.plan.steps or clock.now() < track.retry_at:
+                break
+            step = look.plan.steps[0]
+            done = await self._step(desired, obj, look.plan, step, track)
+            if done and isinstance(step, DropFinalizer):
+                return None
+            if self.intake.moved_on(uid, desired):
+                return 0.0  # the newest desire wins, at every step
+            look = await self._look(desired)
+            if not done:
+                break
+            obj = await self._progress(obj, desired, look, track)
+        return await self._finish(obj, desired, look, track)
+
+    async def _look(self, desired: Desired) -> Look:
+        seen = await observe(self.parts, desired)
+        hypervisor = desired.hardware.hypervisor if desired.hardware else ""
+        plan = make_plan(desired, seen, clock.now(), self.parts.rules(hypervisor))
+        invariants.check(plan, seen)
+        return Look(seen, plan)
+
+    def _track(self, uid: str, desired: Desired) -> Track:
+        track = self.tracks.setdefault(uid, Track())
+        if track.wish != desired:  # a new wish is a new chance
+            track.wish, track.since = desired, clock.now()
+            track.failure, track.tries, track.retry_at = None, 0, 0.0
+        return track
+
+    async def _step(
+        self, desired: Desired, obj: Object, plan: Plan, step: Step, track: Track
+    ) -> bool:
+        log.info("%s/%s: %s: %s", desired.namespace, desired.name, step.name, plan.because)
+        try:
+            await act(self.parts, desired, obj, step)
+        except TimeoutError:
+            failure = Retry(f"{step.name} took too long", reason="Timeout")
+            self._failed(desired, step, failure, track)
+            return False
+        except TorporError as err:
+            self._failed(desired, step, err, track)
+            return False
+        track.failure, track.tries = None, 0
+        return True
+
+    def _failed(self, desired: Desired, step: Step, err: TorporError, track: Track) -> None:
+        stalled = isinstance(err, Blocked | Rejected | Bug)
+        track.tries += 1
+        delay = min(RETRY_LAST, RETRY_FIRST * 2.0 ** min(track.tries - 1, 16))
+        if isinstance(err, Retry) and err.after is not None:
+            delay = err.after
+        track.failure = Failure(err.reason, str(err), stalled)
+        track.retry_at = clock.now() + (RETRY_LAST if stalled else delay)
+        log.warning("%s/%s: %s failed: %s", desired.namespace, desired.name, step.name, err)
+
+    async def _progress(self, obj: Object, desired: Desired, look: Look, track: Track) -> Object:
+        if not self._worth_a_word(obj, look, track):
+            return obj
+        track.written = clock.now()
+        return await self._write(obj, desired, look, track)
+
+    async def _finish(
+        self, obj: Object, desired: Desired, look: Look, track: Track
+    ) -> float | None:
+        plan, now = look.plan, clock.now()
+        if plan.settled:
+            track.failure, track.tries, track.since = None, 0, None
+        elif track.since is None:
+            track.since = now
+        if plan.settled or self._worth_a_word(obj, look, track):
+            if not plan.settled:
+                track.written = now
+            await self._write(obj, desired, look, track)
+        log.debug("%s/%s: %s", desired.namespace, desired.name, plan.sentence)
+        return self._next_look(plan, track)
+
+    def _worth_a_word(self, obj: Object, look: Look, track: Track) -> bool:
+        """Whether a pass that has not settled is to be written down now."""
+        waiting = look.plan.waiting
+        if track.failure is not None or (waiting and waiting.reason not in UNDER_WAY):
+            return True
+        now = clock.now()
+        began = track.since if track.since is not None else now
+        return now - began >= PROGRESS_AFTER and now - track.written >= PROGRESS_EVERY
+
+    async def _write(self, obj: Object, desired: Desired, look: Look, track: Track) -> Object:
+        before = obj.get("status") or {}
+        after = report.status(desired, look.seen, look.plan, track.failure, before)
+        if look.plan.settled:
+            after["plan"] = None
+        written = await report.write(self.parts.client, obj, after)
+        if written is None:
+            return obj
+        self.intake.put(written)
+        tell.transition(self.parts.events, obj, after)
+        return written
+
+    def _next_look(self, plan: Plan, track: Track) -> float:
+        now = clock.now()
+        times = [now + self.parts.settings.resync_seconds]
+        if plan.wake_at is not None:
+            times.append(plan.wake_at)
+        if track.failure is not None:
+            times.append(track.retry_at)
+        if track.since is not None:  # show progress when the transition turns out to be long
+            times.append(max(track.since + PROGRESS_AFTER, track.written + PROGRESS_EVERY))
+        return max(0.02, min(times) - now)
