@@ -1,7 +1,7 @@
-"""OCI references: ``registry/path[:tag][@digest]``, parsed as strictly as it can be said (pure).
+"""OCI references: ``[registry/]path[:tag][@digest]`` (pure).
 
-The registry is always written out: a name that means one registry here and another there is how
-a guest boots something else. What does not live here: asking a registry anything.
+The rules are those of the Instance's schema or stricter, because objects outlive schemas. What
+does not live here: asking a registry anything, and which one a name without a registry means.
 """
 
 import ipaddress
@@ -12,11 +12,14 @@ from controller.errors import Rejected
 
 MAX_LENGTH = 512
 _MAX_REPOSITORY = 255  # registries refuse longer ones
-_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
-_HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:.]+\])(?::(?P<port>[0-9]{{1,5}}))?")
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:.]+\])(?::(?P<port>[1-9][0-9]{{0,4}}))?")
 _COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_TRANSPORTS = re.compile(
+    r"(?:file|dir|oci|oci-archive|docker-archive|docker-daemon|containers-storage|sif):"
+)
 _EXAMPLE = "write it as registry.example.com/team/app:1"
 
 
@@ -24,7 +27,8 @@ _EXAMPLE = "write it as registry.example.com/team/app:1"
 class Reference:
     """Where an image is: ``registry`` (host[:port]), ``path``, and a tag, a digest, or both.
 
-    With neither given ``tag`` is "latest". A digest wins over a tag.
+    An empty registry is the one that every client takes by default. With neither tag nor digest
+    given, ``tag`` is "latest". A digest wins over a tag.
     """
 
     registry: str
@@ -35,7 +39,7 @@ class Reference:
     @property
     def repository(self) -> str:
         """Registry and path, without tag and digest."""
-        return f"{self.registry}/{self.path}"
+        return f"{self.registry}/{self.path}" if self.registry else self.path
 
     def at(self, digest: str) -> "Reference":
         """The same repository at exactly this digest."""
@@ -62,10 +66,15 @@ def parse(text: str, *, field: str = "spec.image") -> Reference:
         raise _rejected(
             field, text, "what follows @ is no sha256 digest", "use @sha256:<64 lower-case hex>"
         )
+    if _TRANSPORTS.match(name):
+        raise _rejected(
+            field, text, "files, archives and daemons are no registry", f"push it and {_EXAMPLE}"
+        )
     registry, slash, rest = name.partition("/")
     if not slash or not _names_a_host(registry):
-        raise _rejected(field, text, "it does not start with a registry", _EXAMPLE)
-    _check_host(field, text, registry)
+        registry, rest = "", name
+    else:
+        _check_host(field, text, registry)
     path, tag = _path_and_tag(field, text, rest)
     _check_path(field, text, registry, path)
     return Reference(registry, path, tag or (None if at else "latest"), digest or None)

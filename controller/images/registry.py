@@ -86,6 +86,11 @@ class Registry:
             done = await run(argv, limits, home=home)
         except Timeout as err:
             raise _failure("RegistryUnreachable", reference, str(err)) from err
+        if re.search(r"invalid reference format|64-byte hexadecimal", done.stderr):
+            raise Blocked(
+                f"{reference}: {_cause(done.last_words)}; name the image otherwise",
+                reason="InvalidImageReference",
+            )
         if done.status != 0:
             raise _failure(_reason(done.stderr), reference, _cause(done.last_words))
         return done
