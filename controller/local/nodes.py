@@ -113,7 +113,7 @@ def issue_token(admin: Admin, node: LocalNode, uid: str, seconds: int = TOKEN_SE
 
 def is_ready(admin: Admin, name: str) -> bool:
     """Whether the Node says Ready=True."""
-    conditions = admin.get(f"{NODES}/{name}").get("status", {}).get("conditions", [])
+    conditions = admin.get(f"{NODES}/{name}").get("status", {}).get("conditions") or []
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
 
