@@ -167,6 +167,19 @@ class Process:
             self._exit = self._reap()
         return self._exit
 
+    def leave(self) -> None:
+        """Close it and let the running loop reap it when it dies: for a child nobody waits for."""
+        pidfd, self.pidfd = self.pidfd, -1
+        loop = asyncio.get_running_loop()
+
+        def buried() -> None:
+            loop.remove_reader(pidfd)
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+            os.close(pidfd)
+
+        loop.add_reader(pidfd, buried)
+
     def close(self) -> None:
         """Let go of it; it lives on. A dead child is reaped."""
         if self.pidfd < 0:
