@@ -39,8 +39,14 @@ def setup() -> int:
     keeps what it built in the cache. A second run finds everything there and changes nothing.
     """
     console = Console(highlight=False)
-    work = steps()
-    outcomes = _with_bar(console, work) if console.is_terminal else _with_lines(console, work)
+    outcomes: list[Outcome] = []
+    run = _with_bar if console.is_terminal else _with_lines
+    try:
+        run(console, steps(), outcomes)
+    except KeyboardInterrupt:
+        report(console, outcomes)
+        console.print("interrupted; what is done stays, torpor setup goes on from here")
+        raise
     return report(console, outcomes)
 
 
@@ -60,7 +66,7 @@ def report(console: Console, outcomes: Sequence[Outcome]) -> int:
     return 0
 
 
-def _with_bar(console: Console, work: Sequence[Step]) -> list[Outcome]:
+def _with_bar(console: Console, work: Sequence[Step], outcomes: list[Outcome]) -> None:
     """On a terminal: one bar over all steps, the latest line of output beside it."""
     columns = (
         SpinnerColumn(),
@@ -79,14 +85,12 @@ def _with_bar(console: Console, work: Sequence[Step]) -> list[Outcome]:
         def begin(step: Step) -> None:
             progress.update(bar, description=escape(step.name), line="")
 
-        outcomes = []
         for outcome in run_steps(work, say, begin):
             outcomes.append(outcome)
             progress.update(bar, advance=1, line="")
-        return outcomes
 
 
-def _with_lines(console: Console, work: Sequence[Step]) -> list[Outcome]:
+def _with_lines(console: Console, work: Sequence[Step], outcomes: list[Outcome]) -> None:
     """Without a terminal (CI): a line when a step begins and ends, and now and then between."""
     last = time.monotonic()
 
@@ -94,16 +98,14 @@ def _with_lines(console: Console, work: Sequence[Step]) -> list[Outcome]:
         nonlocal last
         if time.monotonic() - last >= HEARTBEAT_SECONDS:
             last = time.monotonic()
-            click.echo(f"    … {line}")
+            console.print(f"    … {line}", markup=False, soft_wrap=True)
 
     def begin(step: Step) -> None:
         nonlocal last
         last = time.monotonic()
-        click.echo(f"{step.name}: not here yet, needed for {step.needed_for}")
+        console.print(f"{step.name}: not here yet, needed for {step.needed_for}", soft_wrap=True)
 
-    outcomes = []
     for outcome in run_steps(work, say, begin):
         outcomes.append(outcome)
         if outcome.verdict is Verdict.MADE:
-            click.echo(f"{outcome.step.name}: done in {outcome.seconds:.1f} s")
-    return outcomes
+            console.print(f"{outcome.step.name}: done in {outcome.seconds:.1f} s")
