@@ -1,6 +1,6 @@
 """What a cold boot needs besides disks: a kernel and the initrd for it, ready as files.
 
-What does not live here: when they are made (the callers), and the kernel command line.
+What does not live here: when they are made, and for which Instance (the callers).
 """
 
 import asyncio
@@ -12,6 +12,9 @@ from controller import settings
 from controller.guest import initrd
 from controller.guest.kernel import Kernel, KernelStore
 
+# A panic resets the guest at once, and the VMM sees that; only warnings and worse on the console.
+COMMAND_LINE = "console=ttyS0 reboot=t panic=-1 quiet random.trust_cpu=on"
+
 
 @dataclass(frozen=True)
 class GuestArtifacts:
@@ -22,6 +25,7 @@ class GuestArtifacts:
     initrd: Path
     version: str
     digest: str
+    command_line: str = COMMAND_LINE
 
 
 async def ensure_artifacts(
@@ -33,8 +37,8 @@ async def ensure_artifacts(
     """Kernel and initrd for the next cold boot, in the kernel store at ``root``.
 
     ``override`` is a kernel image and its modules directory (None: all built in). ``cache_dir``
-    keeps the compiled init (default: the user's). Takes seconds the first time, then milliseconds. Raises Blocked or
-    Retry as ``KernelStore`` and ``initrd`` say.
+    keeps the compiled init (default: the user's). Takes seconds the first time, then
+    milliseconds. Raises Blocked or Retry as ``KernelStore`` and ``initrd`` say.
     """
     return await asyncio.to_thread(make, root, override, cache_dir)
 

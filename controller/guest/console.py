@@ -1,26 +1,45 @@
-"""What the guest's kernel console tells about an end: the second witness, bytes of the guest.
+"""What the kernel console shows about a guest's end: a panic, or init's line about the exit.
 
-Only a kernel panic is read from it, and only when the VMM says there was one or is gone without a
-word. Workload output never reaches this console; a root process in the guest may still write to it,
-so nothing here outweighs the guest's own report.
+A second witness, for when the reports say nothing. Root in a guest can write to its console too,
+so that nothing here ever outweighs a report. What does not live here: who writes the file.
 """
 
+import os
 import re
 from pathlib import Path
 
-_TAIL = 64 * 1024
-_PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]{1,200})")
+from controller.guest.report import GuestExit, printable, sentence
+
+_TAIL = 64 * 1024  # bytes from the end that are looked at
+_PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]*)")
 
 
-def last_panic(console: Path) -> str | None:
-    """The last panic's message in the file's last 64 KiB, printable ASCII; None without one."""
+def last_panic(path: Path) -> str | None:
+    """The reason of the last kernel panic in the console file, None when there was none.
+
+    A file that does not exist shows none. Raises OSError when it cannot be read.
+    """
+    found = _PANIC.findall(_tail(path))
+    return printable(found[-1]) if found else None
+
+
+def witnessed_exit(path: Path, nonce: str) -> GuestExit | None:
+    """The exit that init wrote for the boot named ``nonce``, None when there is no such line.
+
+    Whether memory ran out is not told here. Raises OSError when the file cannot be read.
+    """
+    line = rb"^torpor-exit %s code=(\d{1,3}) signal=(\d{1,2})\r?$" % re.escape(nonce.encode())
+    found = re.findall(line, _tail(path), re.MULTILINE)
+    if not found or not nonce:
+        return None
+    code, signal = (int(number) for number in found[-1])
+    return GuestExit(code, sentence(code, signal, oom=False), signal)
+
+
+def _tail(path: Path) -> bytes:
     try:
-        with console.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - _TAIL))
-            found = _PANIC.findall(file.read(_TAIL))
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+            return file.read(_TAIL)
     except FileNotFoundError:
-        return None
-    if not found:
-        return None
-    return "".join(chr(byte) if 32 <= byte < 127 else "?" for byte in found[-1]).strip()
+        return b""
