@@ -73,7 +73,7 @@ def _size(field: str, least: str, most: str) -> dict[str, Any]:
             f" && {number}.compareTo(quantity('{least}')) >= 0"
             f" && {number}.compareTo(quantity('{most}')) <= 0",
             f"{field} must be a whole multiple of 1Mi from {least} to {most},"
-            " for example 512Mi or 1Gi",
+            " for example 1536Mi or 2Gi, without fractions",
         ),
         Rule(
             f"!isQuantity(string(self)) || {number}.compareTo(quantity(string(oldSelf))) == 0",
@@ -433,20 +433,21 @@ _RULES: Final = (
         " && size(self.metadata.name) <= 63",
         "metadata.name must be a DNS label: at most 63 lower-case letters, digits and -,"
         " starting and ending with a letter or digit",
+        path=".metadata",
     ),
-    Rule(
-        "!has(oldSelf.status) || has(self.status)",
-        "status cannot be removed",
-    ),
+    # A removed status comes back as its default, without what these three rules protect: so whoever
+    # removes a status that was written is refused by them.
     Rule(
         "!has(oldSelf.status) || !has(oldSelf.status.id) || (has(self.status)"
         " && has(self.status.id) && self.status.id == oldSelf.status.id)",
         "status.id never changes",
+        path=".status.id",
     ),
     Rule(
         "!has(oldSelf.status) || !has(oldSelf.status.epoch) || (has(self.status)"
         " && has(self.status.epoch) && self.status.epoch >= oldSelf.status.epoch)",
         "status.epoch never decreases and never disappears",
+        path=".status.epoch",
     ),
     Rule(
         "(has(self.status) && has(self.status.nodeName) ? self.status.nodeName : '') =="
@@ -454,6 +455,7 @@ _RULES: Final = (
         " || (has(self.status) && has(self.status.epoch) ? self.status.epoch : 0) >"
         " (has(oldSelf.status) && has(oldSelf.status.epoch) ? oldSelf.status.epoch : 0)",
         "status.nodeName changes only together with a higher status.epoch",
+        path=".status.nodeName",
     ),
 )
 
