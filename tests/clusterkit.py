@@ -38,15 +38,16 @@ def running_control_plane(**options: Any) -> Iterator[ControlPlane]:
     record = state.StateFile(
         directory / "state.json", identity(os.getpid()), lambda: plane.processes if plane else ()
     )
-    record.save()
-    plane = ControlPlane(directory, binaries.ensure(print), changed=record.save, **options)
-    began = time.monotonic()
-    plane.start()
-    print(f"control plane up in {time.monotonic() - began:.2f} s")
     try:
+        record.save()
+        plane = ControlPlane(directory, binaries.ensure(print), changed=record.save, **options)
+        began = time.monotonic()
+        plane.start()
+        print(f"control plane up in {time.monotonic() - began:.2f} s")
         yield plane
     finally:
-        plane.stop()
+        if plane is not None:
+            plane.stop()
         shutil.rmtree(directory)
 
 

@@ -104,7 +104,7 @@ class ControlPlane:
         self.admin = Admin(self.ports.apiserver, self.pki.ca_pem, self.pki.directory, administrator)
         self.kubeconfig = directory / "kubeconfig"
         self._write_kubeconfig(self.kubeconfig, kubeconfig.by_certificate(administrator))
-        self._binaries = binaries
+        self.binaries = binaries
         self.etcd = Supervised(self._etcd(), changed)
         self.apiserver = Supervised(self._apiserver(), changed)
         self.controller_manager = Supervised(self._controller_manager(), changed)
@@ -157,7 +157,7 @@ class ControlPlane:
 
     def _program(self, name: str, url: str, *flags: str) -> Program:
         log = self.directory / "log" / f"{name}.log"
-        return Program(name, (str(self._binaries[name]), *flags), log, url)
+        return Program(name, (str(self.binaries[name]), *flags), log, url)
 
     def _etcd(self) -> Program:
         client = f"http://{LOOPBACK}:{self.ports.etcd}"
