@@ -33,11 +33,13 @@ test: setup ## Everything: check, then unit, node, cluster and chaos tests.
 	if [ -n "$$failed" ]; then echo "make test: failed:$$failed" >&2; exit 1; fi
 
 check: $(READY) ## Lint, format, types, floors, and the guest programs' own tests.
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports
-	@for crate in $(CRATES); do cargo test --offline --quiet --manifest-path $$crate; done
+	@failed=; try() { "$$@" || failed=1; }; \
+	try $(BIN)/ruff check .; \
+	try $(BIN)/ruff format --check .; \
+	try $(BIN)/mypy; \
+	try $(BIN)/lint-imports; \
+	for crate in $(CRATES); do try cargo test --offline --quiet --manifest-path $$crate; done; \
+	[ -z "$$failed" ]
 
 unit node cluster chaos: $(READY) ## Tests of one kind.
 	@$(PYTEST) tests/$@ $($@_OPTIONS) || { code=$$?; [ $$code = 5 ] && echo "tests/$@: no tests yet"; }
