@@ -109,6 +109,8 @@ def _ready(desired: Desired, seen: Observed, plan: Plan, failure: Failure | None
 def _arrived(desired: Desired, seen: Observed, plan: Plan) -> Condition:
     if desired.permit is Permit.EVICTING and desired.mode is not Mode.STOPPED:
         return Condition("Ready", "False", "Evicted", f"stopped: {plan.because}")
+    if desired.draining and desired.mode is not Mode.STOPPED:
+        return Condition("Ready", "False", "NodeStopping", f"stopped: {plan.because}")
     sentence = {
         State.RUNNING: "the guest says that its workload runs",
         State.PAUSED: "the guest's virtual CPUs are stopped",

@@ -75,3 +75,4 @@ class Desired:
     reservation: str | None = None  # UID of the Pod that holds its memory
     id: str = ""  # status.id
     ran_before: bool = False  # status says it has run on this node: it has a disk to lose
+    draining: bool = False  # the whole node goes down for now; what is asked for stays asked for

@@ -16,12 +16,17 @@ SOCKET_PATH_MAX = 107  # sun_path, less its terminating zero
 
 def checked_uid(uid: str) -> str:
     """``uid`` when it is a canonical UUID, which is safe as a file name. Raises Rejected."""
-    try:
-        if str(UUID(uid)) == uid:
-            return uid
-    except (ValueError, AttributeError):
-        pass
+    if is_uid(uid):
+        return uid
     raise Rejected(f"{uid[:64]!r} is not a canonical UUID; nothing is named after it")
+
+
+def is_uid(name: str) -> bool:
+    """Whether ``name`` is a canonical UUID, as a folder of an Instance is called."""
+    try:
+        return str(UUID(name)) == name
+    except (ValueError, AttributeError):
+        return False
 
 
 def short_uid(uid: str) -> str:

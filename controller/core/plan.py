@@ -76,6 +76,8 @@ def aim(desired: Desired, seen: Observed) -> tuple[State, str]:
         return State.ABSENT, "the Instance is being deleted"
     if desired.permit is Permit.EVICTING:
         return State.STOPPED, "its reservation is being evicted"
+    if desired.draining:
+        return State.STOPPED, "the node is going down"
     asked = State(desired.mode.value)
     if asked in (State.RUNNING, State.PAUSED) and record is not None and record.exited:
         return State.STOPPED, f"it ended and restartPolicy {desired.restart.value} leaves it so"
@@ -133,6 +135,7 @@ def _housekeeping(
     if desired.mode is Mode.STOPPED and (record.exited or record.restarts):
         return (ClearExit(),)
     given_back = desired.reservation is None or record.released == desired.reservation
+    given_back |= desired.draining and desired.mode is not Mode.STOPPED  # it will run again here
     if seen.lock is Lock.FREE and target is State.STOPPED and not given_back:
         return (ReleaseReservation(),)
     return ()

@@ -28,7 +28,7 @@ from controller.errors import TorporError
 from controller.guest.console import last_panic
 from controller.guest.report import read_reports
 from controller.host import runlock
-from controller.host.process import Identity, boot_id
+from controller.host.process import boot_id
 from controller.images.image import Failed, Pulling, Ready
 from controller.node import clock
 from controller.node.parts import Parts
@@ -107,7 +107,7 @@ def handle_of(parts: Parts, record: Record) -> Handle | None:
         return None
     run_dir = parts.places.run_of(record)
     if vmm := record.open.vmm:
-        return Handle(record.uid, Identity(vmm.pid, vmm.start_time, vmm.boot_id), run_dir)
+        return Handle(record.uid, vmm.process.identity, run_dir)
     # The agent died between the spawn and the note of who was spawned. The lock's holder is it.
     holder = runlock.holder(parts.places.lock(record.uid))
     return Handle(record.uid, holder, run_dir) if holder else None
@@ -118,7 +118,7 @@ def _rebooted(record: Record, boot: str) -> bool:
     if run is None:
         return False
     if run.vmm is not None:
-        return run.vmm.boot_id != boot
+        return run.vmm.process.boot_id != boot
     return run.boot_ordered is not None and run.boot_ordered.boot_id != boot
 
 

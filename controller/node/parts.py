@@ -11,6 +11,7 @@ from pathlib import Path
 from controller.core.backoff import Backoff
 from controller.core.plan import Rules
 from controller.guest.artifacts import GuestArtifacts
+from controller.guest.kernel import KernelStore
 from controller.images.store import ImageStore
 from controller.kube.client import Client
 from controller.kube.events import EventRecorder
@@ -27,6 +28,7 @@ class Memory:
 
     adopted: set[str] = field(default_factory=set)  # UIDs whose VMM the driver is connected to
     fetching: set[str] = field(default_factory=set)  # UIDs whose image was asked for
+    draining: bool = False  # every guest is to be stopped, specs untouched
 
 
 @dataclass
@@ -45,6 +47,8 @@ class Parts:
     keeper: Path  # the log keeper's binary
     accelerator: str  # "kvm" when proven by a boot, else "tcg"
     threads_per_core: int
+    cluster: str  # UID of the cluster's kube-system namespace
+    kernels: KernelStore
     artifacts: GuestArtifacts | None = None  # the kernel a boot takes; None: not here yet
     no_artifacts: str = "the node is still preparing it"
     memory: Memory = field(default_factory=Memory)

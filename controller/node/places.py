@@ -17,7 +17,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from controller.core.names import checked_uid, run_name
+from controller.core.names import checked_uid, is_uid, run_name
 from controller.node.record import Record
 
 
@@ -47,6 +47,10 @@ class Places:
     def socket(self) -> Path:
         """The agent's own socket, for the command line."""
         return self.run / "agent.sock"
+
+    def uids(self) -> set[str]:
+        """The UIDs that have a folder here, with a record or without."""
+        return {path.name for path in self.instances.iterdir() if is_uid(path.name)}
 
     def instance(self, uid: str) -> Path:
         """Everything durable of one Instance."""

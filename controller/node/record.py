@@ -15,10 +15,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from controller.core.names import checked_uid
+from controller.core.names import checked_uid, is_uid
 from controller.core.observed import Unknown
 from controller.errors import Bug, Rejected, Retry
 from controller.host import files
+from controller.host.process import Identity
 
 SCHEMA = 1
 NAME = "record.json"
@@ -67,17 +68,28 @@ class WorkloadRecord(_Part):
     env: tuple[tuple[str, str], ...]
 
 
-class VmmRecord(_Part):
-    """Who the VMM of the open run is. Only (pid, start time, boot id) together name a process."""
+class ProcessRecord(_Part):
+    """Only (pid, start time, boot id) together name a process."""
 
     pid: int
     start_time: int
     boot_id: str
-    version: str
-    machine_type: str
-    accelerator: str
-    keeper_pid: int
-    keeper_start_time: int
+
+    @classmethod
+    def of(cls, who: Identity) -> "ProcessRecord":
+        return cls(pid=who.pid, start_time=who.start_time, boot_id=who.boot_id)
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(self.pid, self.start_time, self.boot_id)
+
+
+class VmmRecord(_Part):
+    """Who the VMM of the open run is, and who keeps its logs."""
+
+    process: ProcessRecord
+    keeper: ProcessRecord
+    pipes: dict[str, int]  # inode of each log pipe, by stream: a new keeper finds them by it
 
 
 class ExitRecord(_Part):
@@ -141,7 +153,7 @@ class Records:
         found = {
             path.name: self._read(path / NAME)
             for path in sorted(self.root.iterdir())
-            if _is_uid(path.name) and path.is_dir()
+            if is_uid(path.name) and path.is_dir()
         }
         self._cache = {uid: record for uid, record in found.items() if record is not None}
 
@@ -243,10 +255,3 @@ def _corrupt(why: str) -> Rejected:
 def _checksum(body: Any) -> str:
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _is_uid(name: str) -> bool:
-    try:
-        return checked_uid(name) == name
-    except Rejected:
-        return False

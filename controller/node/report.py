@@ -120,4 +120,4 @@ def _hypervisor(seen: Observed, record: Recorded | None) -> Status | None:
 def _kernel(record: Recorded | None) -> Status | None:
     if record is None or record.kernel_version is None:
         return None
-    return {"version": record.kernel_version, "digest": record.kernel_digest}
+    return {"version": record.kernel_version, "digest": f"sha256:{record.kernel_digest}"}

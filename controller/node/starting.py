@@ -9,6 +9,7 @@ here: when to do it (``core.plan``), and the driver's arguments (``vmm``).
 import contextlib
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 from controller.core.desired import Desired, Workload
@@ -18,14 +19,23 @@ from controller.guest import configdisk
 from controller.guest.artifacts import GuestArtifacts
 from controller.host import files, logs, runlock
 from controller.host.cgroup import Cgroup
+from controller.host.spawn import Sandbox
 from controller.images.image import Image, ImageConfig
-from controller.node import clock
 from controller.node.observe import hardware
 from controller.node.parts import Parts
 from controller.node.places import make_owned
-from controller.node.record import KernelRecord, Record, RunRecord, VmmRecord, WorkloadRecord
+from controller.node.record import (
+    KernelRecord,
+    ProcessRecord,
+    Record,
+    RunRecord,
+    VmmRecord,
+    WorkloadRecord,
+)
 from controller.vmm.machine import Disk, Launch, Machine
 
+# Root, because the logs are root's, but with no capability and outside the VMM's cgroup.
+KEEPER = Sandbox(uid=0, gid=0)
 RUNS_KEPT = 2  # console and report of the current run and of the one before
 REPORT_BYTES = 64 * 1024
 
@@ -93,19 +103,13 @@ async def start(parts: Parts, record: Record) -> Record:
         raise Bug(f"instance {record.uid}: a VMM is to start without a prepared run")
     driver = parts.driver(record.hardware.hypervisor)
     machine = machine_of(parts, record)
-    with _run_lock(parts.places.lock(record.uid)) as lock, logs.LogPipes(_STREAM_NAMES) as pipes:
-        keeper = await logs.start_keeper(pipes, streams(parts, record), binary=parts.keeper)
+    outputs = streams(parts, record)
+    with _run_lock(parts.places.lock(record.uid)) as lock, closing(logs.LogPipes(outputs)) as pipes:
+        keeper = await logs.start_keeper(pipes, outputs, binary=parts.keeper, sandbox=KEEPER)
+        inodes = {stream.name: pipes.inode(stream.name) for stream in outputs}
         handle = await driver.start(machine, _launch(parts, record, lock, pipes))
-    who = handle.identity
     vmm = VmmRecord(
-        pid=who.pid,
-        start_time=who.start_time,
-        boot_id=who.boot_id,
-        version=record.vmm_version,
-        machine_type=machine.machine_type,
-        accelerator=machine.accelerator,
-        keeper_pid=keeper.pid,
-        keeper_start_time=keeper.start_time,
+        process=ProcessRecord.of(handle.identity), keeper=ProcessRecord.of(keeper), pipes=inodes
     )
     return parts.records.save(
         record.model_copy(update={"open": record.open.model_copy(update={"vmm": vmm})})

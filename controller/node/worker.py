@@ -5,7 +5,7 @@ one sentence. A pass may be cut off at any point: the next one starts from what 
 """
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from controller.core import invariants, wish
@@ -70,7 +70,7 @@ class Worker:
         if obj is None:
             self.tracks.pop(uid, None)
             return None
-        desired = wish.desired(obj)
+        desired = replace(wish.desired(obj), draining=self.parts.memory.draining)
         track = self._track(uid, desired)
         look = await self._look(desired)
         for _ in range(MAX_STEPS):
@@ -80,13 +80,23 @@ class Worker:
             done = await self._step(desired, obj, look.plan, step, track)
             if done and isinstance(step, DropFinalizer):
                 return None
-            if self.intake.moved_on(uid, desired):
+            if self.intake.moved_on(uid, replace(desired, draining=False)):
                 return 0.0  # the newest desire wins, at every step
             look = await self._look(desired)
             if not done:
                 break
             obj = await self._progress(obj, desired, look, track)
         return await self._finish(obj, desired, look, track)
+
+    async def reap(self, desired: Desired) -> bool:
+        """Take down what has no object any more; True when nothing is left of it on this host."""
+        for _ in range(MAX_STEPS):
+            look = await self._look(desired)
+            steps = look.plan.steps
+            if not steps or isinstance(steps[0], DropFinalizer):
+                return bool(steps)
+            await act(self.parts, desired, {"metadata": {}}, steps[0])
+        return False
 
     async def _look(self, desired: Desired) -> Look:
         seen = await observe(self.parts, desired)
