@@ -1,21 +1,22 @@
-"""What the kernel and the disk of this host offer: looks, each with its places as parameters.
+"""What doctor says of the kernel, memory and disk of this host: from facts to findings.
 
-What does not live here: programs and built parts (``part_checks``).
+What does not live here: how a fact is found out (``host.facts``, ``host.diskspace``), so that
+doctor and a node agent never disagree; programs, KVM and built parts (``part_checks``).
 """
 
-import fcntl
 import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
+from controller.host import diskspace, facts
+from controller.host.facts import HostFacts
 from controller.local.setup.findings import Check, Finding, error, ok, warning
+from controller.local.setup.needs import parse_version
 from controller.settings import GIB
 
 OLDEST_PYTHON = (3, 11)
-FICLONE = 0x40049409  # linux/fs.h: share the extents of another file
-WANTED_CONTROLLERS = ("cpu", "memory", "pids")
+OLDEST_KERNEL = (5, 6)  # pidfds and openat2: how processes and paths are held safely
+NEW_KERNEL = (5, 14)  # cgroup.kill: all of a VMM's processes at once
 LITTLE_DISK = 10 * GIB
 LEAST_DISK = 2 * GIB
 LITTLE_MEMORY = 2 * GIB
@@ -23,82 +24,82 @@ LITTLE_MEMORY = 2 * GIB
 
 def checks(state_dir: Path) -> list[Check]:
     """The looks at a host whose Instances would live below ``state_dir``."""
+    place = existing(state_dir)
     return [
-        Check("python", python),
-        Check("kernel", kernel),
-        Check("privileges", privileges),
-        Check("memory", memory),
-        Check("seccomp", seccomp),
-        Check("cgroup", cgroup),
-        Check("tun", tun),
-        Check("disk", lambda: disk(state_dir)),
-        Check("reflink", lambda: reflink(state_dir)),
+        Check("python", lambda: python(sys.version_info[:3])),
+        Check("privileges", lambda: privileges(os.geteuid())),
+        Check("kernel", lambda: kernel(facts.read())),
+        Check("memory", lambda: memory(facts.read())),
+        Check("seccomp", lambda: seccomp(facts.read())),
+        Check("cgroup", lambda: cgroup(facts.read())),
+        Check("tun", lambda: tun(facts.read())),
+        Check("disk", lambda: disk(place, diskspace.free_bytes(place))),
+        Check("reflink", lambda: reflink(place, diskspace.shares_blocks(place))),
     ]
 
 
-def python(version: tuple[int, ...] = sys.version_info[:3]) -> Finding:
+def python(version: tuple[int, ...]) -> Finding:
+    """The interpreter that runs us."""
     text = ".".join(map(str, version))
-    if version >= OLDEST_PYTHON:
-        return ok(text)
-    return error(text, "install Python 3.11 or newer")
+    return ok(text) if version >= OLDEST_PYTHON else error(text, "install Python 3.11 or newer")
 
 
-def kernel() -> Finding:
-    """A process is watched and signalled by a pidfd, nothing else is safe against reuse of pids."""
-    release = os.uname().release
-    try:
-        os.close(os.pidfd_open(os.getpid()))
-    except (OSError, AttributeError):
-        return error(f"{release}, without pidfd_open", "run Linux 5.6 or newer")
-    return ok(release)
-
-
-def privileges(euid: int | None = None) -> Finding:
-    if (os.geteuid() if euid is None else euid) == 0:
+def privileges(euid: int) -> Finding:
+    """An agent starts each VMM as another user."""
+    if euid == 0:
         return ok("root")
     return error("not root", "run as root: a node agent gives each VMM a uid of its own")
 
 
-def memory(meminfo: Path = Path("/proc/meminfo")) -> Finding:
-    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    available = int(fields["MemAvailable"].split()[0]) * 1024
-    text = f"{available / GIB:.1f} GiB available"
-    if available >= LITTLE_MEMORY:
-        return ok(text)
-    return warning(text, "stop something, or give Instances a small memory.size")
+def kernel(host: HostFacts) -> Finding:
+    """Linux's version against the floors."""
+    version = parse_version(host.kernel) or (0, 0)
+    if version < OLDEST_KERNEL:
+        return error(f"Linux {host.kernel}", "run Linux 5.14 or newer")
+    if version < NEW_KERNEL:
+        return warning(f"Linux {host.kernel} has no cgroup.kill", "run Linux 5.14 or newer")
+    return ok(f"Linux {host.kernel}")
 
 
-def seccomp(actions: Path = Path("/proc/sys/kernel/seccomp/actions_avail")) -> Finding:
-    if actions.exists():
+def memory(host: HostFacts) -> Finding:
+    """Guest memory is ordinary memory, so swap is where it could leak to."""
+    text = f"{host.memory / GIB:.1f} GiB"
+    if host.memory < LITTLE_MEMORY:
+        return warning(text, "give Instances a small memory.size")
+    if host.swap:
+        return warning(f"{text}, and swap is on", "swapoff -a: guest memory must not reach a disk")
+    return ok(f"{text}, no swap")
+
+
+def seccomp(host: HostFacts) -> Finding:
+    """No VMM is started without its filter."""
+    if host.seccomp:
         return ok("the kernel filters system calls")
     return error("the kernel has no seccomp filters", "run a kernel with CONFIG_SECCOMP_FILTER")
 
 
-def cgroup(root: Path = Path("/sys/fs/cgroup")) -> Finding:
-    remedy = "boot with systemd.unified_cgroup_hierarchy=1; until then VMMs have no limits"
-    try:
-        controllers = (root / "cgroup.controllers").read_text().split()
-    except FileNotFoundError:
-        return warning(f"no cgroup v2 on {root}", remedy)
-    if not os.access(root, os.W_OK):
-        return warning(f"{root} is read-only", "give the agent a writable cgroup v2")
-    if missing := [name for name in WANTED_CONTROLLERS if name not in controllers]:
-        return warning(f"v2 without {', '.join(missing)}", remedy)
-    return ok(f"v2 with {', '.join(controllers)}")
+def cgroup(host: HostFacts) -> Finding:
+    """Limits, and killing all of a VMM's processes at once."""
+    remedy = "mount a writable cgroup v2 with cpu, memory and pids (systemd does)"
+    if not host.cgroup_writable:
+        return warning("no writable cgroup v2: VMMs run without limits", remedy)
+    if host.cgroup_limits != "full":
+        return warning("v2 without all of cpu, memory and pids", remedy)
+    return ok("v2 with cpu, memory and pids")
 
 
-def tun(device: Path = Path("/dev/net/tun")) -> Finding:
-    remedy = "modprobe tun, or pass /dev/net/tun into this container; guests have no network"
-    try:
-        os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
-    except OSError as err:
-        return warning(f"{device}: {err.strerror}", remedy)
-    return ok(f"{device} opens")
+def tun(host: HostFacts) -> Finding:
+    """A guest's network card is a TAP device."""
+    if host.tun:
+        return ok("/dev/net/tun opens")
+    return warning(
+        "/dev/net/tun does not open: guests have no network",
+        "modprobe tun, or give this container the device",
+    )
 
 
-def disk(state_dir: Path) -> Finding:
-    place = existing(state_dir)
-    free = shutil.disk_usage(place).free
+def disk(place: Path, free: int) -> Finding:
+    """Room for disks and logs; ``free`` in bytes."""
     text = f"{free / GIB:.1f} GiB free in {place}"
     if free >= LITTLE_DISK:
         return ok(text)
@@ -106,21 +107,12 @@ def disk(state_dir: Path) -> Finding:
     return warning(text, remedy) if free >= LEAST_DISK else error(text, remedy)
 
 
-def reflink(state_dir: Path) -> Finding:
-    """Whether a file's copy can share its blocks: tried, because no file system's name tells."""
-    place = existing(state_dir)
-    with (
-        tempfile.TemporaryFile(dir=place) as source,
-        tempfile.TemporaryFile(dir=place) as target,
-    ):
-        source.write(b"x" * 4096)
-        source.flush()
-        try:
-            fcntl.ioctl(target.fileno(), FICLONE, source.fileno())
-        except OSError as err:
-            said = f"{place} cannot share blocks between files ({err.strerror})"
-            return warning(said, "use XFS or btrfs; until then copies of disks take time and room")
-    return ok(f"{place} shares blocks between files")
+def reflink(place: Path, shares: bool) -> Finding:
+    """Whether a copy of a disk costs nothing."""
+    if shares:
+        return ok(f"{place} shares blocks between files")
+    remedy = "use XFS or btrfs; until then copies of disks take time and room"
+    return warning(f"{place} cannot share blocks between files", remedy)
 
 
 def existing(directory: Path) -> Path:

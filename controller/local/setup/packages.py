@@ -42,8 +42,13 @@ def require_apt(packages: Sequence[str], euid: int | None = None) -> None:
     if (os.geteuid() if euid is None else euid) != 0:
         raise Blocked(
             f"missing packages: {names}; run this as root, or let root run: "
-            f"apt-get install --no-install-recommends {names}"
+            f"apt-get install --no-install-recommends {names}{_hint(packages)}"
         )
+
+
+def _hint(packages: Sequence[str]) -> str:
+    old = any(name.startswith("qemu") for name in packages)
+    return " (QEMU 8.2 or newer: Debian 12 has it in bookworm-backports)" if old else ""
 
 
 def install(packages: Sequence[str], say: Say, release: str | None = None) -> None:

@@ -4,10 +4,14 @@ What does not live here: the kernel's own features (``host_checks``).
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 from controller.errors import Blocked
+from controller.guest.kernel import KernelStore
+from controller.host.kvm import Verdict, prove_kvm
 from controller.local.setup import machine, needs
 from controller.local.setup.findings import Check, Finding, error, ok, warning
+from controller.settings import cache_dir
 
 SETUP = "run torpor setup"
 # what a node needs for Instances; the other needs are for building and for the local cluster
@@ -24,6 +28,7 @@ def checks() -> list[Check]:
     """The looks at programs and built parts."""
     return [
         Check("qemu", qemu),
+        Check("kvm", lambda: kvm(_prove_kvm())),
         *(Check(need.package, tool(need)) for need in needs.NEEDS),
         *(Check(name, built(there)) for name, there in BUILT),
     ]
@@ -39,6 +44,23 @@ def qemu(look: Callable[[str], needs.Version | None] = needs.program_version) ->
     if version < needs.OLDEST_QEMU:
         return error(f"{text} is older than {floor}", f"{SETUP}, or install a newer QEMU")
     return ok(text)
+
+
+def kvm(verdict: Verdict | None) -> Finding:
+    """Whether guests run on the processor itself; None: it could not be tried."""
+    if verdict is None:
+        return warning("not tried: that takes QEMU and a guest kernel", SETUP)
+    if verdict.usable:
+        return ok(verdict.why)
+    remedy = "guests run in software (TCG), many times slower; use a host with working KVM"
+    return warning(verdict.why, remedy)
+
+
+def _prove_kvm() -> Verdict | None:
+    program, kernel = needs.find_program(needs.QEMU), KernelStore(machine.kernels_dir()).current()
+    if program is None or kernel is None:
+        return None
+    return prove_kvm(Path(program), kernel.vmlinuz, state_dir=cache_dir())
 
 
 def tool(need: needs.Need) -> Callable[[], Finding]:

@@ -69,6 +69,8 @@ def test_without_root_the_message_is_the_command_to_type(monkeypatch):
     monkeypatch.setattr(needs, "find_program", lambda name: f"/usr/bin/{name}")
     with pytest.raises(Blocked, match=r"apt-get install --no-install-recommends skopeo umoci$"):
         packages.require_apt(["skopeo", "umoci"], euid=1000)
+    with pytest.raises(Blocked, match="bookworm-backports"):
+        packages.require_apt(["qemu-system-x86"], euid=1000)
     packages.require_apt(["skopeo"], euid=0)
 
 
