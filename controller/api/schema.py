@@ -153,6 +153,8 @@ def _leaf(node: Schema) -> Schema:
 def _ordered(node: Schema) -> Schema:
     if unknown := node.keys() - set(_KEYWORDS):
         raise Bug(f"not in a structural schema: {sorted(unknown)} of {str(node)[:80]}")
+    if "anyOf" in node and "x-kubernetes-int-or-string" not in node:
+        raise Bug(f"not in a structural schema: a union of types: {str(node)[:80]}")
     return {key: node[key] for key in _KEYWORDS if key in node}
 
 
