@@ -36,8 +36,8 @@ from controller.guest.wire import (
     pack,
 )
 
-_ATTEMPT_SECONDS = 1.0  # for one HELLO; the guest drops a half frame after 0.2 s of silence
-_PAUSE_SECONDS = 0.25  # between attempts, so that the guest notices the silence
+_FIRST_ATTEMPT = 0.5  # seconds for a HELLO, doubled each time: the machine may be slow
+_PAUSE_SECONDS = 0.25  # between attempts: the guest drops a half frame after 0.2 s of silence
 _MAX_UNASKED = 256  # frames that nobody asked for, in the life of a connection
 _READ = 64 * 1024
 
@@ -85,11 +85,12 @@ class Channel:
         when there is no socket until the deadline, Blocked when the guest speaks another protocol.
         """
         end = time.monotonic() + deadline
+        attempt = _FIRST_ATTEMPT
         while True:
             channel = cls(on_report)
             left = end - time.monotonic()
             try:
-                await channel._open(path, max(min(left, _ATTEMPT_SECONDS), 0.01))
+                await channel._open(path, max(min(left, attempt), 0.01))
                 return channel
             except Retry:
                 await channel.close()
@@ -99,6 +100,7 @@ class Channel:
                 await channel.close()
                 raise
             await asyncio.sleep(_PAUSE_SECONDS)
+            attempt *= 2
 
     async def info(self, deadline: float) -> GuestInfo:
         """What runs in the guest. Raises Timeout, Retry."""
