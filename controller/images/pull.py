@@ -71,8 +71,9 @@ class Puller:
 class Pull:
     """The second half, with its progress. ``run`` once."""
 
-    def __init__(self, puller: Puller, source: Source) -> None:
+    def __init__(self, puller: Puller, source: Source, asked_for: str) -> None:
         self._puller = puller
+        self._asked_for = asked_for
         self._source = source
         self._blobs: Path | None = None
         self.phase = "waiting for other pulls"
@@ -144,7 +145,7 @@ class Pull:
             self._puller.shelf.publish,
             scratch,
             self._source.digest,
-            str(self._source.reference),
+            self._asked_for,
             config,
         )
 

@@ -43,10 +43,14 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Registry:
-    """How to reach registries. Those in ``insecure`` (host[:port]) need no TLS."""
+    """How to reach registries, each named as host[:port].
+
+    Those in ``insecure`` need no TLS; those and the ones in ``local`` may be on the node itself.
+    """
 
     skopeo: str
     insecure: frozenset[str]
+    local: frozenset[str] = frozenset()
     auth_file: Path | None = None
 
     async def manifest(self, reference: Reference, home: Path) -> bytes:
@@ -97,7 +101,7 @@ class Registry:
 
     def _check_allowed(self, reference: Reference) -> None:
         """A user's reference must not make the node ask itself or its cloud's metadata service."""
-        if reference.registry in self.insecure:
+        if reference.registry in self.insecure | self.local:
             return
         host = re.sub(r":[0-9]+$", "", reference.registry).strip("[]")
         try:

@@ -65,8 +65,9 @@ class ImageStore:
     """Owns ``root``. Create it, then ``await start()``; use it from one event loop only.
 
     ``limit_bytes``: what ``collect`` brings unreferenced images down to. ``insecure_registries``
-    (host[:port]): may be reached without TLS, and may be on the node itself. ``auth_file``: as
-    ``skopeo login`` writes it. ``reserve_bytes``: free space that no pull uses up.
+    (host[:port]): may be reached without TLS, and may be on the node itself; ``local_registries``:
+    only the latter. ``auth_file``: as ``skopeo login`` writes it. ``reserve_bytes``: free space
+    that no pull uses up.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class ImageStore:
         limit_bytes: int,
         insecure_registries: frozenset[str] = frozenset(),
         tools: Tools = Tools(),  # noqa: B008 - frozen
+        local_registries: frozenset[str] = frozenset(),
         auth_file: Path | None = None,
         caps: Caps = Caps(),  # noqa: B008 - frozen
         reserve_bytes: int = 256 * 1024 * 1024,
@@ -83,7 +85,7 @@ class ImageStore:
         grace: float = _GRACE,
     ) -> None:
         self._shelf = Shelf(root)
-        registry = Registry(tools.skopeo, insecure_registries, auth_file)
+        registry = Registry(tools.skopeo, insecure_registries, local_registries, auth_file)
         self._puller = Puller(self._shelf, registry, tools, caps, reserve_bytes)
         self._limit_bytes = limit_bytes
         self._backoff = backoff
@@ -186,7 +188,7 @@ class ImageStore:
 
     async def _fulfil(self, reference: str, asked: Reference, wish: _Wish) -> None:
         try:
-            image = await self._obtain(asked, wish)
+            image = await self._obtain(reference, asked, wish)
             wish.outcome, wish.failures = Ready(image), 0
             wish.until = time.monotonic() + _FRESH
         except Exception as err:
@@ -198,14 +200,14 @@ class ImageStore:
         for callback in self._callbacks:
             callback(reference)
 
-    async def _obtain(self, asked: Reference, wish: _Wish) -> Image:
+    async def _obtain(self, reference: str, asked: Reference, wish: _Wish) -> Image:
         async with self._asks:
             source = await self._puller.resolve(asked)
         if (image := self.get(source.digest)) is not None:
             return image
         fetch = self._fetches.get(source.digest)
         if fetch is None:
-            pull = Pull(self._puller, source)
+            pull = Pull(self._puller, source, reference)
             fetch = _Fetch(pull, asyncio.create_task(self._fetch(source.digest, pull)))
             self._fetches[source.digest] = fetch
         wish.fetch = fetch
