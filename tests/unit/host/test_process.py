@@ -117,7 +117,9 @@ async def test_child_is_detached_and_has_exactly_the_descriptors_given() -> None
         env={"PATH": "/usr/bin:/bin", "A": "b"},
     )
     proc = Path(f"/proc/{child.identity.pid}")
-    await until(lambda: (proc / "comm").read_text() == "sleep\n")
+    # The last thing that exec makes visible, after prlimit and setpriv had their turn.
+    await until(lambda: (proc / "environ").read_bytes() == b"PATH=/usr/bin:/bin\0A=b\0")
+    await until(lambda: (proc / "cmdline").read_bytes() == b"/bin/sleep\x001000\0")
     assert os.getsid(child.identity.pid) == child.identity.pid
     assert (proc / "stat").read_text().split()[6] == "0"  # no terminal
     assert "Umask:\t0077" in (proc / "status").read_text()
