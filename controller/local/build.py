@@ -59,7 +59,11 @@ def publish(progress: Callable[[str], None]) -> Path:
 
 def version_flags(go_mod: str) -> str:
     """The linker flags that tell Kubernetes its version: the module proxy does not fill it in."""
-    match = re.search(r"^require k8s\.io/kubernetes (v(\d+)\.(\d+)\.\d+)$", go_mod, re.MULTILINE)
+    match = re.search(
+        r"^(?:require|\t)\s*k8s\.io/kubernetes (v(\d+)\.(\d+)\.\d+)(?: //.*)?$",
+        go_mod,
+        re.MULTILINE,
+    )
     if match is None:
         raise Blocked("build/controlplane/kubernetes/go.mod names no k8s.io/kubernetes version")
     facts = {

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -116,6 +117,10 @@ def main(argv: list[str]) -> int:
         supervise(directory, chosen, progress, ready, lambda install: None)
     except TorporError as err:
         progress(f"{ERROR}{err}")
+        return 1
+    except Exception as err:  # the edge of a process: whoever waits must hear of it
+        traceback.print_exc()
+        progress(f"{ERROR}unexpected {type(err).__name__}: {err}")
         return 1
     return 0
 

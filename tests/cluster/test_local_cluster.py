@@ -222,4 +222,4 @@ def _is_silent(node: Object | None) -> bool:
 
 def _is_about(entry: Object, resource: str, name: str) -> bool:
     about = entry.get("objectRef", {})
-    return about.get("resource") == resource and about.get("name") == name
+    return bool(about.get("resource") == resource and about.get("name") == name)
