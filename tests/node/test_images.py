@@ -575,6 +575,7 @@ EVIL = {
         tar(("link/.wh..wh..opq", b"")),
     ],
     "whiteout of everything": lambda _: tar((".wh..", b""), (".wh...", b""), ("x/.wh...", b"")),
+    "whiteout of the parent": lambda _: tar((".wh...", b""), ("f", b"")),
     "directory over a link": lambda canary: tar(
         entry("link", tarfile.SYMTYPE, canary), entry("link", tarfile.DIRTYPE, mode=0o777)
     ),
