@@ -77,6 +77,19 @@ def there(*names: str) -> Callable[[], bool]:
     return lambda: all(find_program(name) for name in names)
 
 
+def is_static(name: str) -> Callable[[], bool]:
+    """A look: is the program there, and does it run where there is no C library?"""
+
+    def met() -> bool:
+        path = find_program(name)
+        if path is None:
+            return False
+        with Path(path).open("rb") as program:
+            return b"/ld-" not in program.read(4096)  # its interpreter's name comes early
+
+    return met
+
+
 def any_file(*patterns: str) -> Callable[[], bool]:
     """A look: does a file match each of these patterns (below /)?"""
     return lambda: all(any(Path("/").glob(pattern)) for pattern in patterns)
@@ -89,7 +102,7 @@ NEEDS: tuple[Need, ...] = (
     Need("erofs-utils", "make root file systems", there("mkfs.erofs")),
     Need("e2fsprogs", "make overlays", there("mke2fs")),
     Need("docker-registry", "run the local registry", there("docker-registry")),
-    Need("busybox-static", "build the example images", there("busybox")),
+    Need("busybox-static", "build the example images", is_static("busybox")),
     Need("kmod", "prepare the guest's kernel modules", there("depmod")),
     Need("util-linux", "start VMMs without privileges", there("setpriv", "prlimit", "mount")),
     Need("strace", "inject faults in tests", there("strace")),

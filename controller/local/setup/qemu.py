@@ -10,7 +10,7 @@ from controller.errors import Blocked
 from controller.local.setup import needs, packages, sources
 from controller.local.setup.steps import Say
 
-PACKAGES = ("qemu-system-x86", "qemu-utils")
+PACKAGES = ("qemu-system-x86",)
 APT = Path("/etc/apt")
 OS_RELEASE = Path("/etc/os-release")
 ENTRY = "sources.list.d/torpor-backports.sources"

@@ -54,6 +54,17 @@ def test_a_program_that_cannot_say_its_version_is_missing(tmp_path, monkeypatch,
     assert needs.program_version("no-such-tool-anywhere") is None
 
 
+def test_a_dynamic_program_does_not_meet_the_need_for_a_static_one(tmp_path, monkeypatch):
+    for name, text in {
+        "dyn": b"\x7fELF....\0/lib64/ld-linux-x86-64.so.2\0",
+        "fix": b"\x7fELF",
+    }.items():
+        (tmp_path / name).write_bytes(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert [needs.is_static(name)() for name in ("dyn", "fix", "absent")] == [False, True, False]
+
+
 def test_only_unmet_needs_are_listed():
     table = (needs.Need("a", "x", lambda: True), needs.Need("b", "y", lambda: False))
     assert [need.package for need in needs.unmet(table)] == ["b"]
