@@ -17,21 +17,22 @@ COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.ERROR: "red"}
 
 @click.command()
 @click.option(
-    "--state-dir",
+    "--dir",
+    "directory",
     type=click.Path(path_type=Path),
-    default=Path(),
-    show_default="here",
-    help="Where Instances' disks would live.",
+    envvar="TORPOR_DIR",
+    default=Path("~/.torpor"),
+    help="Where Instances' disks would live; default: $TORPOR_DIR, else ~/.torpor.",
 )
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
-def doctor(state_dir: Path, output: str) -> int:
+def doctor(directory: Path, output: str) -> int:
     """Say what this host can do, and the remedy for the rest.
 
     Each line is ok, a warning (guests run, with less) or an error (they cannot run here). Exits 1
     when there is an error.
     """
     found: list[tuple[Check, Finding]] = []
-    for check, finding in look_at_all(checks(state_dir)):
+    for check, finding in look_at_all(checks(directory.expanduser())):
         found.append((check, finding))
         if output == "text":
             click.echo(line(check, finding))  # at once: proving KVM takes seconds
