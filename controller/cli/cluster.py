@@ -27,7 +27,7 @@ directory_option = click.option(
     "--dir",
     "directory",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where the cluster lives; default: $TORPOR_DIR, else ~/.torpor.",
+    help="Where the cluster lives; default: $TORPOR_DIR, else /var/lib/torpor.",
 )
 
 
@@ -151,8 +151,8 @@ def _ask(guests: str | None) -> str:
 
 
 def _directory(given: Path | None) -> Path:
-    chosen = given or Path(os.environ.get("TORPOR_DIR") or Path.home() / ".torpor")
-    return chosen.absolute()
+    # not below the home of root: that is closed to the uids that VMMs run under
+    return (given or Path(os.environ.get("TORPOR_DIR") or "/var/lib/torpor")).absolute()
 
 
 def _install(directory: Path) -> Install:

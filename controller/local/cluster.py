@@ -34,7 +34,7 @@ from controller.local.process import Program, Supervised
 from controller.settings import dump
 
 SOURCE = Path(__file__).resolve().parents[2]
-AGENT_READY_SECONDS = 180.0  # the first time a node proves KVM and unpacks a kernel
+AGENT_READY_SECONDS = 60.0
 Progress = Callable[[str], None]
 
 
@@ -128,7 +128,7 @@ class Cluster:
         settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
         write_atomic(home / "config.yaml", dump(settings).encode())
         self.plane.token_kubeconfig(home / "kubeconfig", home / "token")
-        probe = f"http://{LOOPBACK}:{settings.metrics_port}/healthz"
+        probe = f"http://{LOOPBACK}:{settings.metrics_port}/readyz"
         return self._ours(f"agent-{name}", "node", home / "config.yaml", home / "kubeconfig", probe)
 
     def _operator(self) -> Program:
@@ -138,7 +138,7 @@ class Cluster:
         account = f"system:serviceaccount:{NAMESPACE}:{OPERATOR_ACCOUNT}"
         groups = ("system:serviceaccounts", f"system:serviceaccounts:{NAMESPACE}")
         access = self.plane.user_kubeconfig(home / "operator.kubeconfig", account, *groups)
-        probe = f"http://{LOOPBACK}:{settings.probe_port}/healthz"
+        probe = f"http://{LOOPBACK}:{settings.probe_port}/readyz"
         return self._ours("operator", "operator", home / "operator.yaml", access, probe)
 
     def _ours(self, name: str, verb: str, config: Path, access: Path, probe: str) -> Program:
@@ -169,7 +169,7 @@ def state_path(directory: Path) -> Path:
 @contextmanager
 def sole_supervisor(directory: Path) -> Iterator[None]:
     """Hold the directory for one supervisor. Raises Blocked when another has it."""
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

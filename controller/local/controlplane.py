@@ -98,7 +98,9 @@ class ControlPlane:
         self.crds = tuple(crds)
         self.durable = durable
         self.node_grace_seconds = node_grace_seconds
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        directory.mkdir(parents=True, exist_ok=True, mode=0o711)
+        for private in ("log", "etcd"):
+            (directory / private).mkdir(exist_ok=True, mode=0o700)
         self.pki = Pki(directory / "pki")
         administrator = self.pki.user("torpor-admin", "system:masters")
         self.admin = Admin(self.ports.apiserver, self.pki.ca_pem, self.pki.directory, administrator)
@@ -178,7 +180,6 @@ class ControlPlane:
     def _apiserver(self) -> Program:
         policy = self.directory / "audit-policy.yaml"
         write_atomic(policy, yaml.safe_dump(AUDIT_POLICY).encode())
-        (self.directory / "log").mkdir(exist_ok=True)
         return self._program(
             "kube-apiserver",
             f"{self.server}/readyz",

@@ -51,7 +51,6 @@ class Install(_Frozen):
     control_plane: tuple[int, int, int, int, int]
     registry: int
     operator_probe: int
-    operator_metrics: int
     node_metrics: tuple[int, ...] = ()
 
     @property
@@ -97,8 +96,9 @@ class Install(_Frozen):
     def operator_settings(self) -> OperatorSettings:
         """The operator's."""
         return OperatorSettings(
+            # the same after a restart, which then need not wait for its own Lease to run out
+            identity=f"local-{self.id}",
             probe_port=self.operator_probe,
-            metrics_port=self.operator_metrics,
             node_lease_seconds=self.options.node_lease_seconds,
         )
 
@@ -123,9 +123,10 @@ def settle(directory: Path, **chosen: int | None) -> Install:
     Ports stay as long as nobody took them; a registry port is part of image references and never
     changes by itself. Raises Blocked when that one is taken, Rejected for a bad choice.
     """
+    check_reachable(directory)
     before = load(directory)
     options = _choose(before.options if before else Options(), chosen)
-    wanted = 7 + options.nodes
+    wanted = 6 + options.nodes
     kept = _ports_of(before)
     fresh = probe.free_ports(wanted)
     ports = [
@@ -137,13 +138,26 @@ def settle(directory: Path, **chosen: int | None) -> Install:
         options=options,
         control_plane=(ports[0], ports[1], ports[2], ports[3], ports[4]),
         operator_probe=ports[5],
-        operator_metrics=ports[6],
         registry=_registry_port(before, options),
-        node_metrics=tuple(ports[7:]),
+        node_metrics=tuple(ports[6:]),
     )
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_atomic(directory / FILE, install.model_dump_json(indent=1).encode())
     return install
+
+
+def check_reachable(directory: Path) -> None:
+    """Make the directory, open to pass through: VMMs have uids of their own, disks are in there.
+
+    Raises Rejected when a directory above it is closed.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    directory.chmod(0o711)
+    for parent in directory.parents:
+        if not parent.stat().st_mode & 0o001:
+            raise Rejected(
+                f"{directory}: {parent} is closed to other users, so no VMM could open its disks; "
+                f"choose another place (--dir, TORPOR_DIR), or chmod o+x {parent}"
+            )
 
 
 def _choose(before: Options, chosen: dict[str, int | None]) -> Options:
@@ -158,7 +172,7 @@ def _choose(before: Options, chosen: dict[str, int | None]) -> Options:
 def _ports_of(install: Install | None) -> list[int]:
     if install is None:
         return []
-    own = [*install.control_plane, install.operator_probe, install.operator_metrics]
+    own = [*install.control_plane, install.operator_probe]
     return own + list(install.node_metrics)
 
 

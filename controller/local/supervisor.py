@@ -20,7 +20,7 @@ from types import FrameType
 from controller.errors import Blocked, TorporError
 from controller.local import binaries
 from controller.local.cluster import SOURCE, Cluster, sole_supervisor
-from controller.local.install import Install, settle
+from controller.local.install import Install, check_reachable, settle
 
 Progress = Callable[[str], None]
 Chosen = Mapping[str, int | None]
@@ -61,7 +61,8 @@ def detach(directory: Path, chosen: Chosen, progress: Progress) -> None:
     Raises Blocked with its last words when it is not. Interrupted, it takes the supervisor along.
     """
     log = directory / "log" / "supervisor.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    check_reachable(directory)
+    log.parent.mkdir(exist_ok=True, mode=0o700)
     reading, writing = os.pipe()
     arguments = [str(directory), json.dumps(dict(chosen)), str(writing)]
     with log.open("ab") as output:

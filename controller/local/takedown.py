@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from controller.errors import Blocked, Timeout
+from controller.host import cgroup
 from controller.local import state
 from controller.local.cluster import state_path
 from controller.local.install import UID_BLOCK, UIDS_PER_NODE, Install
@@ -70,6 +71,8 @@ def remove_run_dir(install: Install) -> None:
         raise Blocked(f"guests still run (pids {left}); torpor up, then torpor down --guests stop")
     for mount in mounts_below(install.run_dir):
         _unmount(mount)
+    for number in range(install.options.nodes):
+        cgroup.remove_prefix(install.node_settings(number).cgroup_prefix)
     shutil.rmtree(install.run_dir, ignore_errors=True)
     with suppress(OSError):  # another install's is in use
         install.run_dir.parent.rmdir()

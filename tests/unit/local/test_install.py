@@ -16,39 +16,39 @@ def _settle(directory: Path, **chosen: int | None) -> Install:
     return settle(directory, **{"registry_port": 0, **chosen})
 
 
-def test_second_start_keeps_id_ports_and_choices(tmp_path: Path) -> None:
-    first = _settle(tmp_path, nodes=2, node_pods=7)
-    assert settle(tmp_path, nodes=None) == first
-    assert installs.load(tmp_path) == first
+def test_second_start_keeps_id_ports_and_choices(place: Path) -> None:
+    first = _settle(place, nodes=2, node_pods=7)
+    assert settle(place, nodes=None) == first
+    assert installs.load(place) == first
 
 
-def test_port_that_somebody_took_is_replaced(tmp_path: Path) -> None:
-    first = _settle(tmp_path)
+def test_port_that_somebody_took_is_replaced(place: Path) -> None:
+    first = _settle(place)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", first.ports.apiserver))
         taken.listen()
-        second = settle(tmp_path)
+        second = settle(place)
     assert second.ports.apiserver != first.ports.apiserver
     assert second.ports.etcd == first.ports.etcd
 
 
-def test_registry_port_never_changes_by_itself(tmp_path: Path) -> None:
-    first = _settle(tmp_path)
+def test_registry_port_never_changes_by_itself(place: Path) -> None:
+    first = _settle(place)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", first.registry))
         taken.listen()
         with pytest.raises(Blocked, match="--registry-port"):
-            settle(tmp_path)
+            settle(place)
 
 
-def test_more_nodes_keep_the_first_ones_as_they_were(tmp_path: Path) -> None:
-    one = _settle(tmp_path, nodes=1)
-    three = settle(tmp_path, nodes=3)
+def test_more_nodes_keep_the_first_ones_as_they_were(place: Path) -> None:
+    one = _settle(place, nodes=1)
+    three = settle(place, nodes=3)
     assert three.node_settings(0) == one.node_settings(0)
 
 
-def test_agents_share_nothing(tmp_path: Path) -> None:
-    install = _settle(tmp_path, nodes=3)
+def test_agents_share_nothing(place: Path) -> None:
+    install = _settle(place, nodes=3)
     agents = [install.node_settings(number) for number in range(3)]
     for field in ("install_id", "state_dir", "run_dir", "cgroup_prefix", "metrics_port"):
         assert len({getattr(agent, field) for agent in agents}) == 3, field
@@ -57,33 +57,40 @@ def test_agents_share_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", ["00000000", "ffffffff", "000007cf"])
-def test_uids_of_every_node_are_legal(tmp_path: Path, number: str) -> None:
-    install = _settle(tmp_path).model_copy(update={"id": number})
+def test_uids_of_every_node_are_legal(place: Path, number: str) -> None:
+    install = _settle(place).model_copy(update={"id": number})
     last = install.uid_base(MOST_NODES - 1) + installs.UIDS_PER_NODE
     assert 200_000 <= install.uid_base(0) < last < 2**31
 
 
-def test_sockets_below_the_run_dir_have_short_paths(tmp_path: Path) -> None:
+def test_sockets_below_the_run_dir_have_short_paths(place: Path) -> None:
     """An Instance's directory there is named by UID, epoch and run."""
-    install = _settle(tmp_path, nodes=MOST_NODES)
+    install = _settle(place, nodes=MOST_NODES)
     longest = (
         install.node_settings(MOST_NODES - 1).run_dir / ("u" * 36) / "999999-999999" / "q.sock"
     )
     assert len(str(longest)) < 107
 
 
-def test_agent_settings_pass_through_their_file(tmp_path: Path) -> None:
-    settings = _settle(tmp_path).node_settings(0)
-    (tmp_path / "config.yaml").write_text(dump(settings))
-    assert load(NodeSettings, tmp_path / "config.yaml") == settings
+def test_agent_settings_pass_through_their_file(place: Path) -> None:
+    settings = _settle(place).node_settings(0)
+    (place / "config.yaml").write_text(dump(settings))
+    assert load(NodeSettings, place / "config.yaml") == settings
 
 
-def test_bad_choice_is_named(tmp_path: Path) -> None:
+def test_directory_that_vmms_cannot_reach_is_refused(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    with pytest.raises(Rejected, match="closed to other users"):
+        _settle(closed / "cluster")
+
+
+def test_bad_choice_is_named(place: Path) -> None:
     with pytest.raises(Rejected, match="nodes: Input should be greater"):
-        _settle(tmp_path, nodes=0)
+        _settle(place, nodes=0)
 
 
-def test_damaged_install_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "install.json").write_text("{}")
+def test_damaged_install_is_refused(place: Path) -> None:
+    (place / "install.json").write_text("{}")
     with pytest.raises(Rejected, match="damaged"):
-        installs.load(tmp_path)
+        installs.load(place)

@@ -20,10 +20,10 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a process under anoth
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    monkeypatch.setattr(installs, "RUN_BASE", tmp_path / "r")
+def install(place: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    monkeypatch.setattr(installs, "RUN_BASE", place / "r")
     monkeypatch.setattr(takedown, "AGENT_SECONDS", 0.3)
-    return settle(tmp_path / "cluster", registry_port=0)
+    return settle(place / "cluster", registry_port=0)
 
 
 @contextmanager
