@@ -63,7 +63,8 @@ class OperatorSettings(_Settings):
     scheduler_name: str = "default-scheduler"
     node_lease_seconds: int = Field(40, ge=2)  # older than this: the node is silent
     probe_port: int = Field(8080, ge=0, le=65535)  # 0: any free port
-    metrics_port: int = Field(8081, ge=0, le=65535)
+    metrics_port: int = Field(8081, ge=0, le=65535)  # 0: any free port
+    probe_address: str = "127.0.0.1"  # of both; in a Pod: 0.0.0.0
     leader_lease_seconds: int = Field(15, ge=2)
     workers: int = Field(8, ge=1, le=256)
 
@@ -80,6 +81,7 @@ class NodeSettings(_Settings):
     uid_count: int = Field(10_000, ge=1, le=1_000_000)
     cgroup_prefix: str = "torpor"
     metrics_port: int = Field(9090, ge=0, le=65535)  # loopback only; 0: any free port
+    lease_seconds: int = Field(40, ge=2)  # how long this agent may be silent
     workers: int = Field(16, ge=1, le=1024)
     hypervisors: tuple[str, ...] = ("qemu",)
     qemu_binary: str = "qemu-system-x86_64"

@@ -120,7 +120,7 @@ async def _create_overlay(parts: Parts, desired: Desired, obj: Any, step: Step) 
     uid = parts.vmm_uid(record)
     make_owned(parts.places.disks(record.uid), uid, 0o700)
     overlay = parts.places.overlay(record.uid)
-    await asyncio.to_thread(disk.create_overlay, overlay, record.hardware.overlay)
+    await disk.create_overlay(overlay, record.hardware.overlay)
     await asyncio.to_thread(shutil.chown, overlay, uid, uid)
     overlay.chmod(0o600)
 
@@ -203,8 +203,9 @@ async def _kill_vmm(parts: Parts, desired: Desired, obj: Any, step: Step) -> Non
     record, driver, handle = _vmm(parts, desired)
     await driver.kill(handle)
     # Dead is when the kernel let go of the lock, not when somebody says so.
+    lock = parts.places.lock(record.uid)
     async with asyncio.timeout(LOCK_DEADLINE):
-        while runlock.probe(parts.places.lock(record.uid)) is not runlock.LockState.FREE:
+        while runlock.probe(lock) is not runlock.LockState.FREE:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.01)
 
 

@@ -19,15 +19,16 @@ from controller.errors import Retry, TorporError
 from controller.guest.artifacts import ensure_artifacts
 from controller.guest.kernel import KernelStore
 from controller.host import facts, logs
+from controller.host.kvm import Verdict
 from controller.images.store import ImageStore
 from controller.kube.client import Client
 from controller.kube.events import EventRecorder
+from controller.kube.health import Health
 from controller.kube.lease import NodeLease
 from controller.kube.workqueue import run_workers
 from controller.node import adopt, identity, kvm, rundir
 from controller.node.endpoint import Endpoint
 from controller.node.guests import Guests
-from controller.node.health import Health
 from controller.node.intake import Intake
 from controller.node.parts import Parts
 from controller.node.places import Places
@@ -86,7 +87,15 @@ async def _agent(
         health = Health(settings.metrics_port, ready=lambda: intake.reflector.synced)
         await health.start()
         stack.push_async_callback(health.close)
-        lease = NodeLease(client, settings.node_name, namespace=settings.namespace)
+        lease = NodeLease(
+            client,
+            settings.node_name,
+            namespace=settings.namespace,
+            identity=settings.install_id,
+            duration=settings.lease_seconds,
+            interval=settings.lease_seconds / 4,
+        )
+        worker.contested = lambda: lease.contested
         yield [
             _watch(parts, intake),
             run_workers(intake.queue, worker.reconcile, settings.workers),
@@ -94,7 +103,6 @@ async def _agent(
             lease.run(),
             _kernels(parts, intake),
             _sweep_after_sync(parts, intake, worker),
-            kvm.announce(parts),
         ]
 
 
@@ -148,10 +156,12 @@ async def _kernels(parts: Parts, intake: Intake) -> None:
     """Have a guest kernel ready, then whether KVM works proven by a boot of it."""
     settings = parts.settings
     override = (settings.kernel, settings.kernel_modules) if settings.kernel else None
-    while parts.artifacts is None:
+    verdict: Verdict | None = None
+    while verdict is None:
         try:
             artifacts = await ensure_artifacts(parts.places.kernels, override)
-            parts.accelerator = await kvm.accelerator(parts, artifacts)
+            verdict = await kvm.settle(parts, artifacts)
+            parts.accelerator = "kvm" if verdict.usable else "tcg"
             parts.artifacts = artifacts
         except TorporError as err:
             parts.no_artifacts = str(err)
@@ -159,6 +169,8 @@ async def _kernels(parts: Parts, intake: Intake) -> None:
             await asyncio.sleep(KERNEL_RETRY_SECONDS)
     for uid, _ in intake.reflector.items():
         intake.news(uid)
+    await kvm.announce(parts, verdict)
+    await asyncio.Event().wait()
 
 
 async def _sweep_after_sync(parts: Parts, intake: Intake, worker: Worker) -> None:

@@ -65,16 +65,16 @@ class Endpoint:
         """The bytes of one stream, as they lie on disk; the reader makes them harmless."""
         record = self._record(request.query.get("uid", ""))
         place, name = self._stream(record, request.query.get("source", "workload"))
-        tail = _number(request.query.get("tail", "0"))
+        tail = _number(request.query.get("tail", str(MAX_TAIL)))
         response = web.StreamResponse()
         response.content_type = "application/octet-stream"
         await response.prepare(request)
-        start, position = await asyncio.to_thread(logread.tail_from, place, name, tail)
-        await response.write(start)
         if request.query.get("follow"):
             with contextlib.suppress(ConnectionResetError):
-                async for chunk in logread.follow(place, name, position):
+                async for chunk in logread.follow(place, name, tail):
                     await response.write(chunk)
+        else:
+            await response.write(await asyncio.to_thread(logread.tail, place, name, tail))
         await response.write_eof()
         return response
 

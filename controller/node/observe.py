@@ -123,6 +123,8 @@ def _rebooted(record: Record, boot: str) -> bool:
 
 
 def _lock(parts: Parts, uid: str) -> Lock:
+    if _exists(parts.places.instance(uid)) is False and parts.places.instances.is_dir():
+        return Lock.FREE  # nothing of it was ever here
     match runlock.probe(parts.places.lock(uid)):
         case runlock.LockState.HELD:
             return Lock.HELD

@@ -5,6 +5,7 @@ one sentence. A pass may be cut off at any point: the next one starts from what 
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -63,9 +64,12 @@ class Worker:
     parts: Parts
     intake: Intake
     tracks: dict[str, Track] = field(default_factory=dict)
+    contested: Callable[[], str | None] = lambda: None  # another agent serves this node: hands off
 
     async def reconcile(self, uid: str) -> float | None:
         """One pass for one Instance. Seconds until the next look; None: only when told."""
+        if self.contested():
+            return PROGRESS_EVERY
         obj = self.intake.get(uid)
         if obj is None:
             self.tracks.pop(uid, None)

@@ -1,8 +1,7 @@
-"""``/metrics``, ``/healthz`` and ``/readyz`` on loopback, for probes and Prometheus.
+"""``/metrics``, ``/healthz`` and ``/readyz``: what a probe and Prometheus ask of either process.
 
-Healthy: the loop turns and answers. An API server that is away is no reason to restart the agent:
-that would not bring it back, and guests do not need it. Ready: what lives was adopted and the first
-list of this node's Instances was seen.
+What does not live here: what healthy and ready mean; each process says that for itself. For both
+holds that an API server which is away is no reason to be restarted: that would not bring it back.
 """
 
 from collections.abc import Callable
@@ -14,15 +13,22 @@ from controller import metrics  # noqa: F401  (registers what is exported)
 
 
 class Health:
-    """The loopback listener. ``ready``: asked at every probe."""
+    """One listener. ``ready`` and ``healthy`` are asked at every probe."""
 
-    def __init__(self, port: int, ready: Callable[[], bool]) -> None:
-        self._port = port
-        self._ready = ready
+    def __init__(
+        self,
+        port: int,
+        *,
+        ready: Callable[[], bool],
+        healthy: Callable[[], bool] = lambda: True,
+        address: str = "127.0.0.1",
+    ) -> None:
+        self._port, self._address = port, address
+        self._ready, self._healthy = ready, healthy
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
-        """Listen on 127.0.0.1."""
+        """Listen. Raises OSError when the port is taken."""
         app = web.Application()
         app.add_routes(
             [
@@ -33,7 +39,7 @@ class Health:
         )
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
+        await web.TCPSite(self._runner, self._address, self._port).start()
 
     async def close(self) -> None:
         """Stop listening."""
@@ -44,8 +50,11 @@ class Health:
         return web.Response(body=generate_latest(), content_type="text/plain")
 
     async def _alive(self, request: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
+        return _answer(self._healthy(), "the watch is dead")
 
     async def _is_ready(self, request: web.Request) -> web.Response:
-        ready = self._ready()
-        return web.Response(text="ok\n" if ready else "not synced\n", status=200 if ready else 503)
+        return _answer(self._ready(), "not synced")
+
+
+def _answer(good: bool, else_: str) -> web.Response:
+    return web.Response(text="ok\n" if good else f"{else_}\n", status=200 if good else 503)

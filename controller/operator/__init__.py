@@ -1,0 +1,7 @@
+"""The operator: one kopf process for each cluster, no root.
+
+It gives Instances what only the cluster can: a reservation in the scheduler's eyes, an id, a node
+and an epoch; and it says so when a node falls silent. What an Instance's VMM does is none of its
+business. ``app`` wires it, ``cluster`` is what it knows of the cluster, ``instances`` carries out
+what ``core.placement`` decides. Besides ``cli``, the only room that imports kopf.
+"""
