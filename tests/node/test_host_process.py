@@ -17,6 +17,7 @@ from controller.host import cgroup, process, runlock
 from controller.host.cgroup import Cgroup
 from controller.host.process import Process, Sandbox
 from controller.host.runlock import LockState
+from controller.host.spawn import PRLIMIT, SETPRIV
 from tests.waiting import until
 
 pytestmark = pytest.mark.node
@@ -162,18 +163,19 @@ async def test_a_child_left_alone_is_reaped_when_it_dies() -> None:
     await until(lambda: not Path(f"/proc/{who.pid}").exists())
 
 
-async def test_confinement_costs_little_beside_a_bare_start() -> None:
-    async def seconds(box: Sandbox | None) -> float:
+async def test_confinement_costs_its_two_programs_and_no_more() -> None:
+    box = Sandbox(65001, 65001)
+    by_hand: list[float] = []
+    ours: list[float] = []
+    for _ in range(20):
         start = time.perf_counter()
-        if box:
-            child = await process.spawn(["/bin/true"], sandbox=box)
-            await child.wait()
-            child.close()
-        else:
-            subprocess.run(["/bin/true"], check=True)  # noqa: ASYNC221 - what is compared
-        return time.perf_counter() - start
-
-    bare = statistics.median([await seconds(None) for _ in range(15)])
-    confined = statistics.median([await seconds(Sandbox(65001, 65001)) for _ in range(15)])
-    # Three programs instead of one, and a thread: a ratio within one run, not a timed promise.
-    assert confined < 8 * bare
+        for program in ([PRLIMIT, "--core=0:0", "true"], [SETPRIV, "--no-new-privs", "true"]):
+            subprocess.run(program, check=True)  # noqa: ASYNC221 - what is compared
+        by_hand.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        child = await process.spawn(["/bin/true"], sandbox=box)
+        await child.wait()
+        child.close()
+        ours.append(time.perf_counter() - start)
+    # A ratio within one run: the machine may be busy.
+    assert statistics.median(ours) < 3 * statistics.median(by_hand)

@@ -102,7 +102,8 @@ async def test_adopted_process_that_is_no_child_only_tells_its_death() -> None:
     grandchild.signal(signal.SIGKILL)
     assert await grandchild.wait() is None
     grandchild.close()
-    await end(shell)
+    assert await shell.wait() == 0
+    shell.close()
 
 
 async def test_child_is_detached_and_has_exactly_the_descriptors_given() -> None:
