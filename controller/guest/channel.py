@@ -195,7 +195,7 @@ class Channel:
     async def _read(self) -> None:
         decoder = Decoder()
         try:
-            while data := await self._reader.read(_READ):
+            while not decoder.broken and (data := await self._reader.read(_READ)):
                 for frame in decoder.feed(data):
                     self._take(frame)
         except (OSError, WireError):
@@ -216,10 +216,9 @@ class Channel:
         self._unasked += 1
         if self._unasked > _MAX_UNASKED:
             raise WireError("too many frames that nobody asked for")
-        if frame.type == FrameType.REPORT and self._on_report:
-            report = parse_report(frame)
-            if report:
-                self._on_report(report)
+        report = parse_report(frame) if frame.type == FrameType.REPORT else None
+        if report and self._on_report:
+            self._on_report(report)
 
 
 def _parse_info(fields: dict[int, bytes]) -> GuestInfo:

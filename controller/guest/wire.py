@@ -100,19 +100,24 @@ class Decoder:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+        self.broken: str | None = None  # what is wrong with what follows the last frame
 
     def feed(self, data: bytes) -> list[Frame]:
-        """All frames that are complete now.
+        """All frames that are complete now, up to a length that cannot be.
 
-        Raises WireError on a length that cannot be; the decoder is of no use after that.
+        Raises WireError when ``broken`` was set before: the decoder is of no use after that.
         """
+        if self.broken:
+            raise WireError(self.broken)
         self._buffer += data
         frames = []
         at = 0
         while len(self._buffer) - at >= 4:
             (length,) = struct.unpack_from("<I", self._buffer, at)
             if not _REST <= length <= _REST + MAX_PAYLOAD:
-                raise WireError(f"a frame of {length} bytes is announced")
+                self.broken = f"a frame of {length} bytes is announced"
+                at = len(self._buffer)
+                break
             end = at + 4 + length
             if len(self._buffer) < end:
                 break
