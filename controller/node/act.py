@@ -48,6 +48,7 @@ from controller.node.parts import Parts
 from controller.node.places import make_owned
 from controller.node.record import ExitRecord, HardwareRecord, Record
 from controller.vmm.driver import Driver, Handle
+from controller.vmm.machine import CHANNEL_SOCKET
 from controller.volumes import disk
 
 LOCK_DEADLINE = 10.0  # seconds from a VMM's death to a free run lock; it takes milliseconds
@@ -170,7 +171,7 @@ async def _order_boot(parts: Parts, desired: Desired, obj: Any, step: Step) -> N
 async def _resume_vmm(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
     record, driver, handle = _vmm(parts, desired)
     await driver.resume(handle)
-    parts.guests.watch(record.uid, handle.run_dir / "agent.sock")
+    parts.guests.watch(record.uid, handle.run_dir / CHANNEL_SOCKET)
 
 
 async def _pause_vmm(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:

@@ -16,6 +16,7 @@ from controller.node import starting
 from controller.node.observe import handle_of
 from controller.node.parts import Parts
 from controller.node.record import ProcessRecord, Record
+from controller.vmm.machine import CHANNEL_SOCKET
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ async def adopt(parts: Parts, record: Record) -> bool:
     handle = handle_of(parts, record)
     if driver is None or handle is None:
         return False
-    parts.guests.watch(record.uid, handle.run_dir / "agent.sock")
+    parts.guests.watch(record.uid, handle.run_dir / CHANNEL_SOCKET)
     await keep_logs(parts, record)
     try:
         await driver.adopt(handle)

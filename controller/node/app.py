@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
-from controller import vmm as vmms
 from controller.errors import Retry, TorporError
 from controller.guest.artifacts import ensure_artifacts
 from controller.guest.kernel import KernelStore
@@ -36,6 +35,7 @@ from controller.node.record import Records
 from controller.node.sweep import Sweep
 from controller.node.worker import Worker
 from controller.settings import NodeSettings, cache_dir
+from controller.vmm import registry
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ async def _watch(parts: Parts, intake: Intake) -> None:
 async def _parts(settings: NodeSettings, places: Places, client: Client, intake: Intake) -> Parts:
     records = Records(places.instances)
     records.load()
-    drivers = vmms.drivers(settings)
+    drivers = registry.drivers(settings)
     versions = {name: await driver.probe() for name, driver in drivers.items()}
     images = ImageStore(
         places.images,
@@ -146,7 +146,7 @@ async def _parts(settings: NodeSettings, places: Places, client: Client, intake:
         events=EventRecorder(client, "torpor-node", settings.node_name),
         keeper=await asyncio.to_thread(logs.build_keeper, cache_dir()),
         accelerator="tcg",
-        threads_per_core=facts.threads_per_core(),
+        threads_per_core=facts.read().threads_per_core,
         cluster="",
         kernels=KernelStore(places.kernels),
     )
