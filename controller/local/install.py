@@ -27,7 +27,8 @@ UID_BLOCKS = 2000  # from 200,000 up to just under 2**31
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # a field that another release wrote is no damage
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class Options(_Frozen):

@@ -138,7 +138,7 @@ class Supervised:
 
     def _spawn(self) -> None:
         program = self.program
-        _bound(program.log)
+        put_aside(program.log)
         try:
             with program.log.open("ab") as log:
                 self._child = subprocess.Popen(
@@ -173,7 +173,8 @@ def tail(path: Path, size: int) -> str:
         return ""
 
 
-def _bound(log: Path) -> None:
+def put_aside(log: Path) -> None:
+    """Make room for a log: a long one becomes NAME.log.1, the one before that is gone."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError):
         if log.stat().st_size > LOG_BYTES:

@@ -21,6 +21,7 @@ from controller.errors import Blocked, TorporError
 from controller.local import binaries
 from controller.local.cluster import SOURCE, Cluster, sole_supervisor
 from controller.local.install import Install, check_reachable, settle
+from controller.local.process import put_aside
 
 Progress = Callable[[str], None]
 Chosen = Mapping[str, int | None]
@@ -63,6 +64,7 @@ def detach(directory: Path, chosen: Chosen, progress: Progress) -> None:
     log = directory / "log" / "supervisor.log"
     check_reachable(directory)
     log.parent.mkdir(exist_ok=True, mode=0o700)
+    put_aside(log)
     reading, writing = os.pipe()
     arguments = [str(directory), json.dumps(dict(chosen)), str(writing)]
     with log.open("ab") as output:
