@@ -151,8 +151,8 @@ def _ask(guests: str | None) -> str:
 
 
 def _directory(given: Path | None) -> Path:
-    # not below the home of root: that is closed to the uids that VMMs run under
-    return (given or Path(os.environ.get("TORPOR_DIR") or "/var/lib/torpor")).absolute()
+    usual = os.environ.get("TORPOR_DIR") or installs.DEFAULT_DIRECTORY
+    return (given or Path(usual)).absolute()
 
 
 def _install(directory: Path) -> Install:

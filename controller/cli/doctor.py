@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from controller.local.install import DEFAULT_DIRECTORY
 from controller.local.setup import host_checks, part_checks
 from controller.local.setup.findings import Check, Finding, Level, look_at_all
 
@@ -21,8 +22,8 @@ COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.ERROR: "red"}
     "directory",
     type=click.Path(path_type=Path),
     envvar="TORPOR_DIR",
-    default=Path("~/.torpor"),
-    help="Where Instances' disks would live; default: $TORPOR_DIR, else ~/.torpor.",
+    default=DEFAULT_DIRECTORY,
+    help="Where Instances' disks would live; default: $TORPOR_DIR, else /var/lib/torpor.",
 )
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
 def doctor(directory: Path, output: str) -> int:

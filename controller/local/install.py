@@ -18,6 +18,8 @@ from controller.local.controlplane import Ports
 from controller.settings import GIB, NodeSettings, OperatorSettings
 
 FILE = "install.json"
+# not below the home of root: that is closed to the uids that VMMs run under
+DEFAULT_DIRECTORY = Path("/var/lib/torpor")
 RUN_BASE = Path("/run/torpor")
 MOST_NODES = 100
 REGISTRY_PORT = 5000  # the examples name it
