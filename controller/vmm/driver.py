@@ -6,7 +6,9 @@ new driver and adopts. Each has a deadline; ``Timeout`` means the effect is unkn
 decides anything, and none touches the record, the API or an Instance's disks.
 
 A driver is used by one event loop. Different VMMs may be driven at once; calls for one VMM come one
-at a time (events excepted). ``capabilities`` is data, so callers never ask a driver for its name.
+at a time (events excepted). A call that the VMM's present state does not allow raises Retry (reason
+NotAllowed) and changes nothing: the guest may have moved since the caller's look. ``capabilities``
+is data, so callers never ask a driver for its name.
 """
 
 from collections.abc import Callable
@@ -19,6 +21,21 @@ from controller.core.observed import Ending
 from controller.core.state import Edge, State
 from controller.host.process import Identity
 from controller.vmm.machine import Launch, Machine
+
+# Every driver offers these: a boot, a pause, an end. Shutdown -> Running is offered by none, since
+# every boot is a new process.
+BOOT_EDGES: frozenset[Edge] = frozenset(
+    {
+        (State.STOPPED, State.CREATED),
+        (State.CREATED, State.RUNNING),
+        (State.CREATED, State.SHUTDOWN),
+        (State.RUNNING, State.PAUSED),
+        (State.RUNNING, State.SHUTDOWN),
+        (State.PAUSED, State.RUNNING),
+        (State.PAUSED, State.SHUTDOWN),
+        (State.SHUTDOWN, State.STOPPED),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -116,7 +133,7 @@ class Driver(Protocol):
         ...
 
     async def kill(self, handle: Handle) -> None:
-        """End the process through its pidfd and return when it is dead. Never raises for a dead one.
+        """End the process through its pidfd; return when it is dead. Never raises for a dead one.
 
         Raises Retry when the process cannot be killed now (it is in the kernel, on a dead disk).
         """

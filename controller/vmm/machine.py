@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from controller.core.desired import Hardware
+from controller.errors import Blocked
+
+CHANNEL_SOCKET = "agent.sock"  # in run_dir: where the guest's channel is reached from the host
+_SUN_PATH = 107  # bytes of a unix socket's path, without its closing zero
 
 
 @dataclass(frozen=True)
@@ -28,14 +32,15 @@ class Machine:
     name: str  # for people, in the process list: namespace/name, cut
     hardware: Hardware
     threads_per_core: int  # of the host; mirrored when vcpus > 2 and divisible
-    machine_type: str  # versioned; "" = the driver's newest (then read it from StartedVmm)
+    machine_type: str  # versioned; "" = the newest, as ``probe`` says
     accelerator: str  # "kvm" or "tcg"
     kernel: Path
     initrd: Path
     command_line: str
-    memory_image: Path | None  # None = start empty: the driver makes an all-holes file in run_dir
+    memory_image: Path | None  # None = start empty (an image of holes)
     disks: tuple[Disk, ...]
     run_dir: Path  # of this (epoch, run): sockets; owned by the VMM's uid, on a tmpfs
+    incoming: bool = False  # started to receive device state (``load``), not to boot
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,24 @@ class Launch:
     run_lock: int  # a locked descriptor; the driver passes it on and never closes the caller's
     workload_log: int  # write ends of pipes, drained by the log keeper
     console_log: int
-    vmm_log: int  # stdout and stderr of the VMM
+    vmm_log: int  # stdout and stderr of the VMM; made non-blocking by the driver
     report: int  # the guest's lifecycle reports
     keep_open: tuple[int, ...] = ()  # the pipes' read ends, so that a dead keeper breaks nothing
+    groups: tuple[int, ...] = ()  # those that may read what its disks and image are made of
+    # where what arrives on vmm_log is kept: read when a start fails, for the last line
+    vmm_log_file: Path | None = None
     cgroup: Path | None = None
     environment: tuple[tuple[str, str], ...] = field(default=())
+
+
+def socket_path(run_dir: Path, name: str) -> Path:
+    """The path of a unix socket in ``run_dir``. Raises Blocked when the kernel cannot take it."""
+    path = run_dir / name
+    length = len(bytes(path))
+    if length > _SUN_PATH:
+        raise Blocked(
+            f"socket path {path} has {length} bytes, unix sockets take {_SUN_PATH}:"
+            " choose a shorter run_dir",
+            reason="RunDirTooLong",
+        )
+    return path
