@@ -168,17 +168,20 @@ def _fingerprint(configuration: Any) -> str:
 
 
 class Credentials:
-    """The live ``ApiClient`` of one kubeconfig, replaced when its certificates changed."""
+    """The live ``ApiClient`` of one kubeconfig, replaced when server or certificates changed."""
 
     def __init__(self, kubeconfig: Path | None) -> None:
         self._kubeconfig = kubeconfig
         self._fingerprint = ""
         self._lock = asyncio.Lock()
         self._loaded_at = float("-inf")
+        self._source = kubeconfig or Path(incluster_config.SERVICE_CERT_FILENAME)
+        self._source_state: tuple[int, ...] = ()
         self.api: Any = None
 
     async def load(self) -> None:
         """Read everything again; the same sessions stay if only the token changed."""
+        self._source_state = _file_state(self._source)
         api, fingerprint = await load(self._kubeconfig)
         self._loaded_at = time.monotonic()
         if self.api is not None and fingerprint == self._fingerprint:
@@ -197,6 +200,14 @@ class Credentials:
             if self._loaded_at <= since:
                 await self.load()
 
+    async def renew_if_rewritten(self) -> bool:
+        """Read again if the file changed since: the server may have moved, its CA be replaced."""
+        async with self._lock:
+            if _file_state(self._source) == self._source_state:
+                return False
+            await self.load()
+            return True
+
     async def authorization(self) -> str | None:
         """The Authorization header's value; None with client certificates."""
         key = await self.api.configuration.get_api_key_with_prefix(
@@ -207,3 +218,11 @@ class Credentials:
     async def close(self) -> None:
         if self.api is not None:
             await self.api.close()
+
+
+def _file_state(path: Path) -> tuple[int, ...]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return ()
+    return (stat.st_ino, stat.st_mtime_ns, stat.st_size)

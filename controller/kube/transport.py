@@ -1,16 +1,18 @@
 """Sends one request: credentials, deadlines, errors, and the repeats that are harmless.
 
 A call is repeated only where the server certainly did not act (no connection, 429), or where it is
-idempotent and the failure transient (5xx, a broken connection). A 401 reads the credentials again,
-once. What does not live here: paths, kinds, verbs (``client``).
+idempotent and the failure transient (5xx, a broken connection). What does not live here: paths,
+kinds, verbs (``client``).
 """
 
 import asyncio
 import json
+import logging
 import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -29,6 +31,11 @@ from controller.kube.errors import (
 )
 
 JSON = "application/json"
+
+log = logging.getLogger(__name__)
+
+# Its own hooks log a line that names neither the call nor the cause.
+stamina.instrumentation.set_on_retry_hooks(())
 
 
 @dataclass(frozen=True)
@@ -78,18 +85,9 @@ class Transport:
 
     async def request(self, call: Call) -> Any:
         """The answer to ``call``: JSON as parsed, anything else as text. Raises ``errors``."""
-
-        def worth_repeating(error: Exception) -> bool | float:
-            if isinstance(error, Unavailable | Disconnected | Timeout) and (
-                call.idempotent or getattr(error, "refused", False)
-            ):
-                after = getattr(error, "after", None)
-                return True if after is None else after
-            return False
-
         patience = self._patience
         async for attempt in stamina.retry_context(
-            on=worth_repeating,
+            on=partial(_worth_repeating, call),
             attempts=patience.attempts,
             timeout=patience.total,
             wait_initial=patience.wait_initial,
@@ -122,13 +120,17 @@ class Transport:
     async def _authenticated(
         self, call: Call, limits: aiohttp.ClientTimeout
     ) -> aiohttp.ClientResponse:
-        """A response below 400. A 401 reads the credentials again and asks once more."""
+        """A response below 400. After a 401, or where no connection came about and the kubeconfig
+        was rewritten, the credentials are read again and the server asked once more."""
         began = time.monotonic()
         try:
             return await self._respond(call, limits)
         except Unauthorized:
             await self._credentials.renew(began)
-            return await self._respond(call, limits)
+        except Disconnected as error:
+            if not error.refused or not await self._credentials.renew_if_rewritten():
+                raise
+        return await self._respond(call, limits)
 
     async def _respond(self, call: Call, limits: aiohttp.ClientTimeout) -> aiohttp.ClientResponse:
         response = await self._send(call, limits)
@@ -161,6 +163,17 @@ class Transport:
                 )  # fmt: skip
         response: aiohttp.ClientResponse = answer.response
         return response
+
+
+def _worth_repeating(call: Call, error: Exception) -> bool | float:
+    """stamina's question: False, True (its own back-off), or the seconds to wait."""
+    if not isinstance(error, Unavailable | Disconnected | Timeout):
+        return False
+    if not call.idempotent and not getattr(error, "refused", False):
+        return False
+    log.info("%s", error)
+    after: float | None = getattr(error, "after", None)
+    return True if after is None else after
 
 
 class _network_errors:

@@ -9,7 +9,7 @@ from kubernetes.aio.config.kube_config import _temp_files
 from controller import errors as tree
 from controller.kube import errors
 from controller.kube.client import INSTANCES, JSON_PATCH, NODES, PODS, Client
-from tests.fake_apiserver import FakeApiServer
+from tests.fake_apiserver import FakeApiServer, fake_apiserver
 from tests.unit.kube.conftest import IMPATIENT
 
 
@@ -243,6 +243,18 @@ async def test_a_rotated_token_file_is_read_again_after_a_401(
     with pytest.raises(errors.Unauthorized):
         await client.get(PODS, "a", "ns")
     await client.close()
+
+
+async def test_a_server_that_moved_is_found_by_the_rewritten_kubeconfig(
+    server: FakeApiServer, client: Client, tmp_path: Path
+) -> None:
+    assert await client.get(PODS, "a", "ns") is None
+    await server.stop()
+    async with fake_apiserver() as moved:
+        moved.put("pods", pod("a"))
+        moved.kubeconfig(tmp_path / "kubeconfig")
+        assert await client.get(PODS, "a", "ns") is not None
+        await client.create(PODS, pod("b"), "ns")
 
 
 @pytest.mark.parametrize(
