@@ -62,9 +62,8 @@ class OperatorSettings(_Settings):
     reservation_image: str = "torpor.dev/reservation:1"
     scheduler_name: str = "default-scheduler"
     node_lease_seconds: int = Field(40, ge=2)  # older than this: the node is silent
-    probe_port: int = Field(8080, ge=0, le=65535)  # 0: any free port
-    metrics_port: int = Field(8081, ge=0, le=65535)  # 0: any free port
-    probe_address: str = "127.0.0.1"  # of both; in a Pod: 0.0.0.0
+    probe_port: int = Field(8080, ge=0, le=65535)  # probes and metrics; 0: any free port
+    probe_address: str = "127.0.0.1"  # in a Pod: 0.0.0.0
     leader_lease_seconds: int = Field(15, ge=2)
     workers: int = Field(8, ge=1, le=256)
 

@@ -62,17 +62,13 @@ async def _serve(settings: OperatorSettings, client: Client, stop: asyncio.Event
         client, cluster, events, settings, cuid_wrapper(), lambda: lease.is_leader, queue.add
     )
     at_node = instances.look_at_node
-    listeners = [
-        Health(
-            port,
-            ready=lambda: cluster.synced,
-            healthy=lambda: instances.watch_lives,
-            address=settings.probe_address,
-        )
-        for port in (settings.probe_port, settings.metrics_port)
-    ]
-    for listener in listeners:
-        await listener.start()
+    health = Health(
+        settings.probe_port,
+        ready=lambda: cluster.synced,
+        healthy=lambda: instances.watch_lives,
+        address=settings.probe_address,
+    )
+    await health.start()
     work: list[Coroutine[Any, Any, Any]] = [
         *(reflector.run() for reflector in cluster.reflectors),
         run_workers(queue, instances.reconcile, settings.workers),
@@ -92,8 +88,7 @@ async def _serve(settings: OperatorSettings, client: Client, stop: asyncio.Event
             if task is not kopfs:
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for listener in listeners:
-            await listener.close()
+        await health.close()
     for task in done:
         task.result()
 
