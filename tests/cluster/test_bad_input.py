@@ -300,7 +300,7 @@ ACCEPTED = {
     "toleration of everything": ("spec.tolerations.0", {"operator": "Exists"}),
     "node affinity": (PLACE, {"nodeSelectorTerms": [{"matchExpressions": [REQUIREMENT]}]}),
 }
-IMMUTABLE = {
+IMMUTABLE: dict[str, Any] = {
     "image": "other:2",
     "hypervisor": None,  # the enum has one value: it can only be removed
     "vcpus": 3,

@@ -2,7 +2,6 @@
 
 import json
 import secrets
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -226,7 +225,7 @@ def test_wait_for_ready_ends_when_ready_is_true(
 
 
 @pytest.fixture
-def placed(admin: Admin, instances: str) -> Iterator[str]:
+def placed(admin: Admin, instances: str) -> str:
     """The path of an Instance that was placed: n1, epoch 3."""
     name = f"placed-{secrets.token_hex(2)}"
     admin.create(instances, instance(name))
