@@ -53,6 +53,7 @@ def test_node_agent_has_these_rights_and_no_other() -> None:
         expand("ClusterRole", "torpor.dev/instances", "get list watch patch")
         | expand("ClusterRole", "torpor.dev/instances/status", "get patch")
         | expand("ClusterRole", "nodes", "get")
+        | expand("ClusterRole", "namespaces", "get")
         | expand("ClusterRole", "nodes/status", "get patch")
         | expand("ClusterRole", "pods", "get list watch")
         | expand("Role", "coordination.k8s.io/leases", "get create update patch")
