@@ -35,7 +35,7 @@ directory_option = click.option(
 @directory_option
 @click.option("--nodes", type=int, help="How many Nodes; default: as before, else 1.")
 @click.option("--detach", is_flag=True, help="Return when it is up; it runs on by itself.")
-@click.option("--registry-port", type=int, help="Of the image registry; 0: any. Default 5000.")
+@click.option("--registry-port", type=int, help="Of the image registry; 0: any. Default 5055.")
 @click.option("--node-cpus", type=int, help="CPUs that each Node offers; default: the host's.")
 @click.option("--node-pods", type=int, help="Pods that each Node offers; default: 500.")
 @click.option("--node-memory", type=int, metavar="BYTES", help="Default: the host's, divided.")
