@@ -42,9 +42,10 @@ fn main() {
         }
     };
     supervisor.booted();
-    if let Err(fault) = bring_up(&mut supervisor).and_then(|_| supervisor.start(input)) {
+    if let Err(fault) = bring_up(&mut supervisor) {
         supervisor.fail(&fault);
     }
+    supervisor.start(input);
     supervisor.run()
 }
 

@@ -3,7 +3,7 @@
 use crate::sys::{self, MNT_DETACH, MS_NOATIME, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Error, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{symlink, OpenOptionsExt};
 
 pub const ROOT: &str = "/newroot";
 const CGROUP: &str = "/sys/fs/cgroup/workload";
@@ -17,7 +17,10 @@ pub struct Fault {
 impl Fault {
     pub fn at(what: impl Into<String>) -> impl FnOnce(Error) -> Fault {
         let what = what.into();
-        move |err| Fault { errno: err.raw_os_error().unwrap_or(0), what: format!("{}: {}", what, err) }
+        move |err| Fault {
+            errno: err.raw_os_error().unwrap_or(0),
+            what: format!("{}: {}", what, err),
+        }
     }
 }
 
@@ -45,17 +48,33 @@ fn try_mount(kind: &str, to: &str, flags: u64, data: &str) {
     }
 }
 
-fn pseudo(root: &str) {
-    try_mount("devtmpfs", &format!("{}/dev", root), MS_NOSUID, "mode=0755");
-    try_mount("proc", &format!("{}/proc", root), MS_NOSUID | MS_NODEV | MS_NOEXEC, "");
-    try_mount("sysfs", &format!("{}/sys", root), MS_NOSUID | MS_NODEV | MS_NOEXEC, "");
-    let quiet = MS_NOSUID | MS_NODEV | MS_NOEXEC;
-    try_mount("cgroup2", &format!("{}/sys/fs/cgroup", root), quiet, "");
+const QUIET: u64 = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+
+/// The kernel's interfaces below `root`: kind, place, flags, options.
+const INTERFACES: [(&str, &str, u64, &str); 4] = [
+    ("devtmpfs", "/dev", MS_NOSUID, "mode=0755"),
+    ("proc", "/proc", QUIET, ""),
+    ("sysfs", "/sys", QUIET, ""),
+    ("cgroup2", "/sys/fs/cgroup", QUIET, ""),
+];
+
+/// What only the workload needs.
+const EXTRAS: [(&str, &str, u64, &str); 4] = [
+    ("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5"),
+    ("tmpfs", "/dev/shm", MS_NOSUID | MS_NODEV, "mode=1777"),
+    ("mqueue", "/dev/mqueue", QUIET, ""),
+    ("tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=0755"),
+];
+
+fn mount_all(root: &str, table: &[(&str, &str, u64, &str)]) {
+    for (kind, place, flags, options) in table {
+        try_mount(kind, &format!("{}{}", root, place), *flags, options);
+    }
 }
 
 /// What init itself needs; before this there is not even a console.
 pub fn kernel_interfaces() {
-    pseudo("");
+    mount_all("", &INTERFACES);
     if let Err(err) = sys::loopback_up() {
         warn(format!("loopback: {}", err));
     }
@@ -65,7 +84,8 @@ pub fn kernel_interfaces() {
 pub fn modules() {
     let order = fs::read_to_string("/modules/order").unwrap_or_default();
     for name in order.lines().filter(|name| !name.is_empty()) {
-        let loaded = File::open(format!("/modules/{}", name)).and_then(|file| sys::load_module(&file));
+        let loaded =
+            File::open(format!("/modules/{}", name)).and_then(|file| sys::load_module(&file));
         match loaded {
             Err(err) if err.raw_os_error() != Some(17) => warn(format!("module {}: {}", name, err)),
             _ => (),
@@ -75,10 +95,11 @@ pub fn modules() {
 
 /// The device file of the disk with this serial.
 pub fn disk(serial: &str) -> Result<String, Fault> {
-    let found = fs::read_dir("/sys/block").map_err(Fault::at("/sys/block"))?.flatten().find(|entry| {
-        let said = fs::read_to_string(entry.path().join("serial")).unwrap_or_default();
-        said.trim_end() == serial
-    });
+    let found =
+        fs::read_dir("/sys/block").map_err(Fault::at("/sys/block"))?.flatten().find(|entry| {
+            let said = fs::read_to_string(entry.path().join("serial")).unwrap_or_default();
+            said.trim_end() == serial
+        });
     match found {
         Some(entry) => Ok(format!("/dev/{}", entry.file_name().to_string_lossy())),
         None => Err(Fault { errno: sys::ENOENT, what: format!("no disk with serial {}", serial) }),
@@ -100,22 +121,17 @@ pub fn root_file_system() -> Result<(), Fault> {
         fs::create_dir_all(dir).map_err(Fault::at(dir))?;
     }
     sys::mount_at(&rootfs, "/lower", "erofs", MS_RDONLY, "").map_err(Fault::at("mount rootfs"))?;
-    sys::mount_at(&overlay, "/upper", "ext4", MS_NOATIME, "").map_err(Fault::at("mount overlay"))?;
+    sys::mount_at(&overlay, "/upper", "ext4", MS_NOATIME, "")
+        .map_err(Fault::at("mount overlay"))?;
     for dir in ["/upper/upper", "/upper/work"] {
         fs::create_dir_all(dir).map_err(Fault::at(dir))?;
     }
     let layers = "lowerdir=/lower,upperdir=/upper/upper,workdir=/upper/work";
     sys::mount_at("overlay", ROOT, "overlay", 0, layers).map_err(Fault::at("mount overlayfs"))?;
-    pseudo(ROOT);
-    let inside = |path: &str| format!("{}{}", ROOT, path);
-    let pts = "newinstance,ptmxmode=0666,mode=0620,gid=5";
-    try_mount("devpts", &inside("/dev/pts"), MS_NOSUID | MS_NOEXEC, pts);
-    try_mount("tmpfs", &inside("/dev/shm"), MS_NOSUID | MS_NODEV, "mode=1777");
-    try_mount("mqueue", &inside("/dev/mqueue"), MS_NOSUID | MS_NODEV | MS_NOEXEC, "");
-    try_mount("tmpfs", &inside("/run"), MS_NOSUID | MS_NODEV, "mode=0755");
+    mount_all(ROOT, &INTERFACES);
+    mount_all(ROOT, &EXTRAS);
     for (name, target) in [("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")] {
-        let link = inside(&format!("/dev/{}", name));
-        let _ = std::os::unix::fs::symlink(format!("/proc/self/fd{}", target), link);
+        let _ = symlink(format!("/proc/self/fd{}", target), format!("{}/dev/{}", ROOT, name));
     }
     Ok(())
 }
@@ -155,8 +171,8 @@ pub fn kill_all() {
 /// Write back, unmount what can be, and switch the machine off.
 pub fn power_off() -> ! {
     sys::sync_disks();
-    for path in ["/run", "/dev/mqueue", "/dev/shm", "/dev/pts", "/dev", "/sys", "/proc"] {
-        let _ = sys::unmount(&format!("{}{}", ROOT, path), MNT_DETACH);
+    for (_, place, _, _) in INTERFACES.iter().chain(&EXTRAS).rev() {
+        let _ = sys::unmount(&format!("{}{}", ROOT, place), MNT_DETACH);
     }
     let clean = sys::unmount(ROOT, 0).and_then(|_| sys::unmount("/upper", 0));
     if clean.is_err() {

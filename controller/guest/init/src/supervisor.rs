@@ -96,21 +96,20 @@ impl Supervisor {
         self.watch_power_button();
     }
 
-    pub fn start(&mut self, output: File) -> Result<(), Fault> {
-        let (pid, refusal) = workload::start(&self.config, &output).map_err(Fault::at("start"))?;
-        self.pid = pid;
-        if let Some(refusal) = refusal {
-            let exit = Exit { code: refusal.code, signal: 0, oom: false, asked: false, message: refusal.message };
-            self.exit = Some(exit);
-        } else {
-            self.report(kind::STARTED, Fields::default().int(key::PID, i64::from(pid)));
+    /// `output` is the write end of the workload's pipe; nobody else keeps it open.
+    pub fn start(&mut self, output: File) {
+        match workload::start(&self.config, &output) {
+            Err(refused) => self.exit = Some(refused),
+            Ok(pid) => {
+                self.pid = pid;
+                self.report(kind::STARTED, Fields::default().int(key::PID, i64::from(pid)));
+            }
         }
-        Ok(())
     }
 
     /// Serve until the workload has ended, then end the machine.
     pub fn run(&mut self) -> ! {
-        while self.status.is_none() {
+        while self.status.is_none() && self.exit.is_none() {
             self.turn(None);
         }
         self.finish()
@@ -131,7 +130,8 @@ impl Supervisor {
     fn turn(&mut self, until: Option<Instant>) {
         let silence = self.agent.as_ref().and_then(Agent::silence_ends);
         let next = [until, silence, self.kill_at].iter().flatten().min().copied();
-        let left = next.map(|at| at.saturating_duration_since(Instant::now()).as_millis() as i32 + 1);
+        let left =
+            next.map(|at| at.saturating_duration_since(Instant::now()).as_millis() as i32 + 1);
         for token in self.epoll.wait(left.unwrap_or(-1)) {
             match token {
                 SIGNALS => self.on_signals(),
@@ -211,7 +211,7 @@ impl Supervisor {
             .bytes(key::INIT, env!("CARGO_PKG_VERSION").as_bytes())
             .int(key::ASKED, i64::from(self.asked))
             .int(key::LOST, self.log.pump.lost_in_all as i64);
-        if self.pid > 0 && self.exit.as_ref().map_or(true, |e| e.message.is_empty()) {
+        if self.pid > 0 {
             fields = fields.int(key::PID, i64::from(self.pid));
         }
         match &self.exit {
@@ -242,7 +242,9 @@ impl Supervisor {
     }
 
     fn watch_power_button(&mut self) {
-        for path in power_buttons(&fs::read_to_string("/proc/bus/input/devices").unwrap_or_default()) {
+        for path in
+            power_buttons(&fs::read_to_string("/proc/bus/input/devices").unwrap_or_default())
+        {
             let file = OpenOptions::new().read(true).custom_flags(sys::O_NONBLOCK).open(&path);
             let token = BUTTON + self.buttons.len() as u64;
             match file.and_then(|f| self.epoll.add(&f, EPOLLIN, token).map(|_| f)) {
@@ -275,7 +277,13 @@ impl Supervisor {
         let fields = Fields::default().int(key::LOST, self.log.pump.lost_in_all as i64);
         self.report(kind::EXIT, ended(fields, &exit));
         let nonce = String::from_utf8_lossy(&self.config.nonce).into_owned();
-        let _ = writeln!(std::io::stderr(), "torpor-exit {} code={} signal={}", nonce, exit.code, exit.signal);
+        let _ = writeln!(
+            std::io::stderr(),
+            "torpor-exit {} code={} signal={}",
+            nonce,
+            exit.code,
+            exit.signal
+        );
         self.flush_all();
         setup::power_off()
     }
@@ -325,8 +333,10 @@ fn reap_all() {
 /// Event devices of everything that is called a power button.
 fn power_buttons(devices: &str) -> Vec<String> {
     let blocks = devices.split("\n\n").filter(|block| block.contains("Name=\"Power Button\""));
-    let handlers = blocks.filter_map(|block| block.lines().find_map(|l| l.strip_prefix("H: Handlers=")));
-    let events = handlers.flat_map(|line| line.split_whitespace().filter(|word| word.starts_with("event")));
+    let handlers =
+        blocks.filter_map(|block| block.lines().find_map(|l| l.strip_prefix("H: Handlers=")));
+    let events =
+        handlers.flat_map(|line| line.split_whitespace().filter(|word| word.starts_with("event")));
     events.map(|event| format!("/dev/input/{}", event)).collect()
 }
 

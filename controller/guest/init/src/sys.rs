@@ -7,14 +7,19 @@ use std::os::raw::{c_char, c_int, c_long, c_ulong, c_void};
 use std::os::unix::io::{AsRawFd, FromRawFd, RawFd};
 
 extern "C" {
-    fn mount(src: *const c_char, to: *const c_char, kind: *const c_char, flags: c_ulong, data: *const c_char) -> c_int;
+    fn mount(
+        src: *const c_char,
+        to: *const c_char,
+        kind: *const c_char,
+        flags: c_ulong,
+        data: *const c_char,
+    ) -> c_int;
     fn umount2(target: *const c_char, flags: c_int) -> c_int;
+    fn fchdir(fd: c_int) -> c_int;
     fn chroot(path: *const c_char) -> c_int;
     fn unshare(flags: c_int) -> c_int;
-    fn fork() -> c_int;
     fn setsid() -> c_int;
-    fn execve(path: *const c_char, argv: *const *const c_char, envp: *const *const c_char) -> c_int;
-    fn _exit(code: c_int) -> !;
+    fn execve(path: *const c_char, argv: *const *const c_char, env: *const *const c_char) -> c_int;
     fn kill(pid: c_int, signal: c_int) -> c_int;
     fn waitpid(pid: c_int, status: *mut c_int, options: c_int) -> c_int;
     fn setgroups(count: usize, groups: *const u32) -> c_int;
@@ -30,7 +35,6 @@ extern "C" {
     fn epoll_wait(ep: c_int, events: *mut EpollEvent, max: c_int, timeout: c_int) -> c_int;
     fn signalfd(fd: c_int, mask: *const SigSet, flags: c_int) -> c_int;
     fn sigprocmask(how: c_int, set: *const SigSet, old: *mut SigSet) -> c_int;
-    fn signal(signal: c_int, handler: usize) -> usize;
     fn sethostname(name: *const c_char, length: usize) -> c_int;
     fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
     fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int;
@@ -40,6 +44,7 @@ extern "C" {
 }
 
 pub const ENOENT: i32 = 2;
+pub const ENOTDIR: i32 = 20;
 pub const MS_RDONLY: c_ulong = 1;
 pub const MS_NOSUID: c_ulong = 2;
 pub const MS_NODEV: c_ulong = 4;
@@ -58,7 +63,6 @@ pub const SIGINT: i32 = 2;
 pub const SIGKILL: i32 = 9;
 pub const SIGUSR1: i32 = 10;
 pub const SIGUSR2: i32 = 12;
-const SIGPIPE: i32 = 13;
 pub const SIGTERM: i32 = 15;
 pub const SIGCHLD: i32 = 17;
 pub const SIGPWR: i32 = 30;
@@ -99,33 +103,36 @@ pub fn unmount(target: &str, flags: c_int) -> Result<()> {
     Ok(())
 }
 
+fn change_root(path: &str) -> Result<()> {
+    let path = text(path)?;
+    // SAFETY: a NUL-terminated string that outlives the call
+    check(unsafe { chroot(path.as_ptr()) })?;
+    std::env::set_current_dir("/")
+}
+
+/// Do `work` with `root` as "/", then come back: links in there lead nowhere else.
+pub fn within<T>(root: &str, work: impl FnOnce() -> T) -> Result<T> {
+    let home = File::open("/")?;
+    change_root(root)?;
+    let done = work();
+    // SAFETY: the descriptor is open
+    check(unsafe { fchdir(home.as_raw_fd()) })?;
+    change_root(".")?;
+    Ok(done)
+}
+
 /// In a mount namespace of our own, make `root` what "/" is.
 pub fn enter_root(root: &str) -> Result<()> {
     // SAFETY: plain flags
     check(unsafe { unshare(0x0002_0000) })?; // CLONE_NEWNS
     std::env::set_current_dir(root)?;
     mount_at(".", "/", "", MS_MOVE, "")?;
-    let here = text(".")?;
-    // SAFETY: a NUL-terminated string that outlives the call
-    check(unsafe { chroot(here.as_ptr()) })?;
-    std::env::set_current_dir("/")
-}
-
-/// Some(pid) in the parent, None in the child. This program has one thread.
-pub fn fork_process() -> Result<Option<i32>> {
-    // SAFETY: single-threaded, so the child may do anything
-    let pid = check(unsafe { fork() })?;
-    Ok(if pid == 0 { None } else { Some(pid) })
+    change_root(".")
 }
 
 pub fn new_session() {
     // SAFETY: no arguments
     unsafe { setsid() };
-}
-
-pub fn exit_now(code: i32) -> ! {
-    // SAFETY: never returns
-    unsafe { _exit(code) }
 }
 
 /// Replace this process. Returns only the error.
@@ -135,12 +142,11 @@ pub fn exec(path: &[u8], argv: &[Vec<u8>], env: &[Vec<u8>]) -> Error {
         (Ok(path), Ok(argv), Ok(env)) => (path, argv, env),
         _ => return Error::from_raw_os_error(22),
     };
-    let pointers = |list: &[CString]| {
-        list.iter().map(|s| s.as_ptr()).chain(Some(std::ptr::null())).collect::<Vec<_>>()
+    let ends = |list: &[CString]| -> Vec<*const c_char> {
+        list.iter().map(|s| s.as_ptr()).chain(Some(std::ptr::null())).collect()
     };
-    let (argv, env) = (pointers(&argv), pointers(&env));
     // SAFETY: NULL-terminated arrays of NUL-terminated strings that outlive the call
-    unsafe { execve(path.as_ptr(), argv.as_ptr(), env.as_ptr()) };
+    unsafe { execve(path.as_ptr(), ends(&argv).as_ptr(), ends(&env).as_ptr()) };
     Error::last_os_error()
 }
 
@@ -240,13 +246,10 @@ pub fn signals(numbers: &[i32]) -> Result<File> {
     Ok(unsafe { File::from_raw_fd(check(signalfd(-1, &set, O_NONBLOCK | O_CLOEXEC))?) })
 }
 
-/// What a fresh program expects: nothing blocked, SIGPIPE kills.
-pub fn restore_signals() {
-    // SAFETY: 2 = SIG_SETMASK with an empty set; 0 = SIG_DFL
-    unsafe {
-        sigprocmask(2, &SigSet([0; 16]), std::ptr::null_mut());
-        signal(SIGPIPE, 0);
-    }
+/// What a fresh program expects: nothing blocked. std inherits our mask since Rust 1.66.
+pub fn unblock_signals() {
+    // SAFETY: 2 = SIG_SETMASK with an empty set
+    unsafe { sigprocmask(2, &SigSet([0; 16]), std::ptr::null_mut()) };
 }
 
 pub fn set_hostname(name: &[u8]) -> Result<()> {
@@ -270,7 +273,9 @@ pub fn load_module(file: &File) -> Result<()> {
     const FINIT_MODULE: c_long = if cfg!(target_arch = "x86_64") { 313 } else { 273 };
     let nothing = text("")?;
     // SAFETY: an open descriptor, an empty parameter string, no flags
-    let result = unsafe { syscall(FINIT_MODULE, c_long::from(file.as_raw_fd()), nothing.as_ptr(), 0 as c_long) };
+    let result = unsafe {
+        syscall(FINIT_MODULE, c_long::from(file.as_raw_fd()), nothing.as_ptr(), 0 as c_long)
+    };
     check(result as c_int)?;
     Ok(())
 }

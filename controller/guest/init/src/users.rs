@@ -81,7 +81,8 @@ fn memberships(name: &str, group: &str) -> Vec<u32> {
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nbroken\napp:x:1000:1001::/home/app:/bin/sh\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/sh\nbroken\napp:x:1000:1001::/home/app:/bin/sh\n";
     const GROUP: &str = "root:x:0:\nstaff:x:50:other,app\nwheel:x:10:app\nbad:x\nx:y:z:app\n";
 
     fn id(spec: &str) -> (u32, u32, Vec<u32>, String) {

@@ -1,80 +1,67 @@
-//! Starting the workload: everything between fork and exec, and what its end means.
+//! Starting the workload: everything between the mounted root and exec, and what an end means.
 
 use crate::config::Config;
-use crate::setup::{self, join_cgroup};
+use crate::setup::{self, ROOT};
 use crate::sys;
 use crate::users::{self, Identity};
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Error, Read, Write};
+use std::io::{Error, ErrorKind, Read, Result, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
 
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Why the workload did not come to run: what a shell's exit code would be, and a sentence.
-pub struct Refusal {
-    pub code: i32,
-    pub message: String,
-}
-
-fn refuse(what: impl std::fmt::Display) -> Refusal {
-    Refusal { code: 126, message: what.to_string() }
-}
-
-/// Fork and exec. Gives the pid, and the refusal when exec did not come about (the child is then
-/// a zombie to reap like any other).
-pub fn start(config: &Config, output: &File) -> std::io::Result<(i32, Option<Refusal>)> {
-    let (mut verdict, tell) = sys::pipe()?;
-    if let Some(pid) = sys::fork_process()? {
-        drop(tell);
-        let mut said = Vec::new();
-        verdict.read_to_end(&mut said)?;
-        let refusal = said.split_first().map(|(code, message)| Refusal {
-            code: i32::from(*code),
-            message: String::from_utf8_lossy(message).into_owned(),
-        });
-        return Ok((pid, refusal));
-    }
-    drop(verdict);
-    let refusal = child(config, output);
-    let mut said = vec![refusal.code as u8];
-    said.extend_from_slice(refusal.message.as_bytes());
-    let _ = (&tell).write_all(&said);
-    sys::exit_now(refusal.code)
-}
-
-/// In the child. Comes back only with the reason why not.
-fn child(config: &Config, output: &File) -> Refusal {
-    match prepare(config, output) {
-        Ok(identity) => launch(config, &identity),
-        Err(refusal) => refusal,
-    }
-}
-
-fn prepare(config: &Config, output: &File) -> Result<Identity, Refusal> {
-    sys::new_session();
-    join_cgroup();
-    sys::enter_root(setup::ROOT).map_err(|e| refuse(format!("enter the root: {}", e)))?;
-    write_names(config);
-    let spec = String::from_utf8_lossy(&config.user).into_owned();
-    let identity = users::resolve(&spec, &account_file("/etc/passwd"), &account_file("/etc/group"))
-        .map_err(refuse)?;
-    let workdir = path_of(if config.workdir.is_empty() { b"/" } else { &config.workdir });
-    fs::create_dir_all(&workdir)
-        .and_then(|_| std::env::set_current_dir(&workdir))
-        .map_err(|e| refuse(format!("working directory {:?}: {}", workdir, e)))?;
+/// Start it; gives its pid. An Err is how it ended instead.
+pub fn start(config: &Config, output: &File) -> std::result::Result<i32, Exit> {
+    let name = String::from_utf8_lossy(&config.argv[0]);
+    let identity = sys::within(ROOT, || furnish(config)).and_then(|furnished| furnished);
+    let identity = identity.map_err(|err| Exit::refused(126, err.to_string()))?;
     sys::give(output, identity.uid, identity.gid); // so that /dev/stdout can be opened again
-    redirect(output).map_err(|e| refuse(format!("standard streams: {}", e)))?;
-    sys::limit_files(1024, 524_288);
-    sys::become_user(identity.uid, identity.gid, &identity.groups)
-        .map_err(|e| refuse(format!("become uid {}: {}", identity.uid, e)))?;
-    sys::restore_signals();
-    Ok(identity)
+    spawn(config, identity, output).map_err(|err| {
+        let code = if err.kind() == ErrorKind::NotFound { 127 } else { 126 };
+        Exit::refused(code, format!("exec {:?}: {}", name, err))
+    })
 }
 
-fn redirect(output: &File) -> std::io::Result<()> {
-    sys::redirect(&File::open("/dev/null")?, 0)?;
-    sys::redirect(output, 1)?;
-    sys::redirect(output, 2)
+/// Inside the root, as root: what the workload must find there, and who it will be.
+fn furnish(config: &Config) -> Result<Identity> {
+    write_names(config);
+    let workdir = directory(config);
+    fs::create_dir_all(workdir).map_err(|err| {
+        Error::new(err.kind(), format!("working directory {:?}: {}", workdir, err))
+    })?;
+    let user = String::from_utf8_lossy(&config.user);
+    users::resolve(&user, &account_file("/etc/passwd"), &account_file("/etc/group"))
+        .map_err(|what| Error::new(ErrorKind::Other, what))
+}
+
+/// Command forks, lets SIGPIPE kill again and tells us the errno of what fails. We exec ourselves:
+/// libc's would hand a program of a foreign machine to a shell.
+fn spawn(config: &Config, identity: Identity, output: &File) -> Result<i32> {
+    let env = environment(config, &identity);
+    let (argv, workdir) = (config.argv.clone(), directory(config).to_os_string());
+    let mut command = Command::new("workload");
+    command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output.try_clone()?);
+    let become_it = move || {
+        sys::new_session();
+        sys::unblock_signals();
+        setup::join_cgroup();
+        sys::enter_root(ROOT)?;
+        std::env::set_current_dir(&workdir)?;
+        sys::limit_files(1024, 524_288);
+        sys::become_user(identity.uid, identity.gid, &identity.groups)?;
+        Err(exec(&argv, &env))
+    };
+    // SAFETY: this program has one thread, so that its child may allocate and open
+    unsafe { command.pre_exec(become_it) };
+    command.spawn().map(|child| child.id() as i32)
+}
+
+fn directory(config: &Config) -> &OsStr {
+    OsStr::from_bytes(if config.workdir.is_empty() { b"/" } else { &config.workdir })
 }
 
 /// Files that name this guest. New files, never through a link of the image.
@@ -86,7 +73,11 @@ fn write_names(config: &Config) {
     );
     let machine_id = format!("{}\n", String::from_utf8_lossy(&config.machine_id));
     let _ = fs::create_dir_all("/etc");
-    let files = [("/etc/hostname", format!("{}\n", name)), ("/etc/hosts", hosts), ("/etc/machine-id", machine_id)];
+    let files = [
+        ("/etc/hostname", format!("{}\n", name)),
+        ("/etc/hosts", hosts),
+        ("/etc/machine-id", machine_id),
+    ];
     for (path, content) in files {
         if content == "\n" {
             continue;
@@ -110,23 +101,16 @@ fn account_file(path: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-fn path_of(bytes: &[u8]) -> std::path::PathBuf {
-    use std::os::unix::ffi::OsStrExt;
-    std::path::PathBuf::from(std::ffi::OsStr::from_bytes(bytes))
-}
-
-fn launch(config: &Config, identity: &Identity) -> Refusal {
-    let env = environment(config, identity);
-    let name = &config.argv[0];
-    let mut verdict = Error::from_raw_os_error(sys::ENOENT);
-    for path in candidates(name, &env) {
-        let err = sys::exec(&path, &config.argv, &env);
-        if err.raw_os_error() != Some(sys::ENOENT) && err.raw_os_error() != Some(20) {
-            verdict = err; // 20 = ENOTDIR: no such file either
+/// Comes back only with the reason why not.
+fn exec(argv: &[Vec<u8>], env: &[Vec<u8>]) -> Error {
+    let mut reason = Error::from_raw_os_error(sys::ENOENT);
+    for path in candidates(&argv[0], env) {
+        let err = sys::exec(&path, argv, env);
+        if ![sys::ENOENT, sys::ENOTDIR].contains(&err.raw_os_error().unwrap_or(0)) {
+            reason = err;
         }
     }
-    let code = if verdict.raw_os_error() == Some(sys::ENOENT) { 127 } else { 126 };
-    Refusal { code, message: format!("exec {:?}: {}", String::from_utf8_lossy(name), verdict) }
+    reason
 }
 
 /// The image's variables as they are; PATH, HOME and HOSTNAME where it has none.
@@ -151,7 +135,9 @@ fn candidates(name: &[u8], env: &[Vec<u8>]) -> Vec<Vec<u8>> {
         return vec![name.to_vec()];
     }
     let path = env.iter().find_map(|pair| pair.strip_prefix(b"PATH=")).unwrap_or(DEFAULT_PATH);
-    path.split(|byte| *byte == b':').map(|dir| [if dir.is_empty() { b"." } else { dir }, b"/", name].concat()).collect()
+    path.split(|byte| *byte == b':')
+        .map(|dir| [if dir.is_empty() { b"." } else { dir }, b"/", name].concat())
+        .collect()
 }
 
 /// How the workload ended, as the EXIT report says it.
@@ -165,6 +151,10 @@ pub struct Exit {
 }
 
 impl Exit {
+    fn refused(code: i32, message: String) -> Exit {
+        Exit { code, signal: 0, oom: false, asked: false, message }
+    }
+
     pub fn from_status(status: i32, oom_kills: u64, asked: bool) -> Exit {
         let signal = status & 0x7f;
         let code = if signal == 0 { (status >> 8) & 0xff } else { 128 + signal };
