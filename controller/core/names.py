@@ -47,3 +47,8 @@ def reservation_name(name: str, uid: str) -> str:
 def machine_id(uid: str) -> str:
     """The guest's /etc/machine-id: the UID as 32 hex digits (machine-id(5))."""
     return checked_uid(uid).replace("-", "")
+
+
+def node_lease(node: str) -> str:
+    """The Lease by which the operator knows that the agent of that node is alive."""
+    return f"node-{node}"

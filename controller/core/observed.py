@@ -150,7 +150,7 @@ class Observed:
     guest: Guest | Absent | Unknown
     image: ImageFact | Unknown
     kernel: str | Absent | Unknown  # version of the guest kernel a boot would take now
-    overlay: bool | Unknown  # the writable disk exists
+    overlay: bool | Unknown  # the writable disk exists and belongs to its VMM's uid
     snapshot: bool | Unknown = False  # a committed one for the current disk generation
 
     @property

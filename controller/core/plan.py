@@ -180,8 +180,9 @@ def _provision(draft: Plan, desired: Desired, seen: Observed, now: float) -> Pla
     steps: list[Step] = []
     if isinstance(seen.record, Absent):
         steps.append(CreateRecord())
-    # Even when the file is there: a crash may have come before it got its owner.
-    return replace(draft, steps=(*steps, CreateOverlay(), FinishProvision()))
+    if not seen.overlay:
+        steps.append(CreateOverlay())
+    return replace(draft, steps=(*steps, FinishProvision()))
 
 
 def _boot(

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
+from controller.core.names import node_lease
 from controller.errors import Retry, TorporError
 from controller.guest.artifacts import ensure_artifacts
 from controller.guest.kernel import KernelStore
@@ -89,7 +90,7 @@ async def _agent(
         stack.push_async_callback(health.close)
         lease = NodeLease(
             client,
-            settings.node_name,
+            node_lease(settings.node_name),
             namespace=settings.namespace,
             identity=settings.install_id,
             duration=settings.lease_seconds,

@@ -47,7 +47,7 @@ async def observe(parts: Parts, desired: Desired) -> Observed:
             record=ABSENT if record is None else record,
             lock=_lock(parts, desired.uid),
             vmm=ABSENT, guest=ABSENT, image=_image(parts, desired, None),
-            kernel=_kernel(parts), overlay=_exists(parts.places.overlay(desired.uid)),
+            kernel=_kernel(parts), overlay=False,
         )  # fmt: skip
     lock = _lock(parts, record.uid)
     vmm = await _vmm(parts, record) if lock is Lock.HELD else ABSENT
@@ -58,7 +58,7 @@ async def observe(parts: Parts, desired: Desired) -> Observed:
         guest=_guest(parts, record, vmm),
         image=_image(parts, desired, record),
         kernel=_kernel(parts),
-        overlay=_exists(parts.places.overlay(record.uid)),
+        overlay=_overlay(parts, record),
     )
 
 
@@ -194,6 +194,16 @@ def _kernel(parts: Parts) -> str | Absent | Unknown:
     if parts.artifacts is None:
         return Unknown(parts.no_artifacts)
     return parts.artifacts.version
+
+
+def _overlay(parts: Parts, record: Record) -> bool | Unknown:
+    path = parts.places.overlay(record.uid)
+    try:
+        return path.stat().st_uid == parts.vmm_uid(record)
+    except FileNotFoundError:
+        return False
+    except OSError as err:
+        return Unknown(f"{path}: {err.strerror}")
 
 
 def _exists(path: Path) -> bool | Unknown:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from controller.core.names import UID_LABEL
+from controller.core.names import UID_LABEL, node_lease
 from controller.core.placement import NodeState
 from controller.kube.client import Client
 from controller.kube.reflector import Reflector
@@ -123,8 +123,8 @@ class Cluster:
     def _lease_changed(self, uid: str, old: Object | None, new: Object | None) -> None:
         if new is None:
             return
-        name, spec = new["metadata"]["name"], new.get("spec") or {}
-        renewed = str(spec.get("renewTime"))
+        name = new["metadata"]["name"].removeprefix(node_lease(""))
+        renewed = str((new.get("spec") or {}).get("renewTime"))
         before = self._renewed.get(name)
         if before is not None and before[0] == renewed:
             return
