@@ -8,6 +8,7 @@ happen twice is fenced in the data it writes. What does not live here: what a le
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -157,7 +158,7 @@ class LeaderLease:
         tries are ``retry`` apart. ``identity`` must differ between any two processes."""
         if not retry < renew < duration:
             raise Rejected(f"Lease {name}: retry {retry} < renew {renew} < duration {duration}")
-        self._claim = Claim(client, name, namespace, identity, max(1, int(duration)), clock)
+        self._claim = Claim(client, name, namespace, identity, math.ceil(duration), clock)
         self._renew = renew
         self._retry = retry
         self._clock = clock
@@ -172,7 +173,7 @@ class LeaderLease:
         """Return once we lead. Outlives every failure of the API server."""
         while True:
             try:
-                await self._try(self._renew)
+                await self._try(self._renew / 2)
             except HeldByAnother as error:
                 log.debug("%s", error)
             except TorporError as error:
@@ -205,7 +206,9 @@ class LeaderLease:
             left = self._claim.renewed_at + self._renew - self._clock()
             await asyncio.sleep(min(self._retry, max(0.0, left)))
             try:
-                await self._try(self._claim.renewed_at + self._renew - self._clock())
+                left = self._claim.renewed_at + self._renew - self._clock()
+                # Half of it: one connection that hangs must leave time for a second.
+                await self._try(min(left, self._renew / 2))
             except HeldByAnother as error:
                 log.warning("%s", error)
                 return
@@ -270,16 +273,17 @@ class NodeLease:
     async def beat(self) -> bool:
         """One heartbeat. False if it did not arrive, or another agent holds the Lease."""
         try:
-            await self._claim.hold()
+            async with asyncio.timeout(self._interval):
+                await self._claim.hold()
         except HeldByAnother as error:
             if self.contested is None:
                 log.error("%s: another agent serves this node; this one waits", error)
             self.contested = str(error)
         except (Conflict, NotFound):
             self._claim.forget()
-        except TorporError as error:
+        except (TorporError, TimeoutError) as error:
             self._claim.forget()
-            log.warning("heartbeat %s: %s", self._claim.name, error)
+            log.warning("heartbeat %s: %s", self._claim.name, error or "no answer in time")
         else:
             self.contested = None
             self._gauge.set(1)

@@ -150,6 +150,28 @@ async def test_a_burst_of_failures_shorter_than_the_deadline_is_survived(
     await hasty.close()
 
 
+async def test_one_connection_that_hangs_leaves_time_for_a_second(
+    server: FakeApiServer, client: Client, clock: Clock
+) -> None:
+    first = LeaderLease(client, "l", "ns", "one", renew=0.2, retry=0.01, clock=clock)
+    await first.acquire()
+    running = asyncio.create_task(first.run(lambda: None))
+    server.fail(0, hold=True)
+    writes = server.count("PATCH")
+    await until(lambda: server.count("PATCH") > writes + 3)
+    assert first.is_leader
+    assert not running.done()
+    await stopped(running)
+
+
+async def test_a_heartbeat_that_hangs_is_given_up(server: FakeApiServer, client: Client) -> None:
+    node = NodeLease(client, "n1", "ns", interval=0.05)
+    assert await node.beat()
+    server.fail(0, hold=True, times=1)
+    assert not await node.beat()
+    assert await node.beat()
+
+
 def test_deadlines_that_cannot_work_are_refused(clock: Clock) -> None:
     with pytest.raises(Rejected):
         LeaderLease(None, "l", "ns", "one", duration=5, renew=5, retry=1)  # type: ignore[arg-type]
