@@ -229,31 +229,28 @@ class Reflector:
             metadata = obj["metadata"]
             version: str = metadata["resourceVersion"]
             uid: str = "" if kind == "BOOKMARK" else metadata["uid"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _BadLine(f"watch {self._res.plural}: {error!r} in {line[:80]!r}") from error
         if kind == "DELETED":
             self._drop(uid)
-        elif kind != "BOOKMARK":
-            self._gone.pop(uid, None)
-            if not self._is_echo(uid, version):
-                self._set(uid, obj)
+        elif kind != "BOOKMARK" and not self._is_echo(uid, _version(obj)):
+            self._set(uid, obj)
         self._version = version
 
-    def _is_echo(self, uid: str, version: str) -> bool:
+    def _is_echo(self, uid: str, version: int) -> bool:
         """True if write-through already put this version, or a newer one."""
-        if not self._ours:
-            return False
         ours = self._ours.get(uid)
         if ours is None:
             return False
-        if int(version) >= ours:
+        if version >= ours:
             del self._ours[uid]
-        return int(version) <= ours
+        return version <= ours
 
     def _set(self, uid: str, obj: Object) -> None:
         old = self._cache.get(uid)
         if old is not None and _version(old) == _version(obj):
             return
+        self._gone.pop(uid, None)
         new = self._trim(obj)
         self._cache[uid] = new
         self._tell(uid, old, new)
