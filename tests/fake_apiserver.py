@@ -1,8 +1,10 @@
 """FakeApiServer: enough of an API server's protocol, in this process, to inject faults into it.
 
 It stores objects, counts resourceVersions, pages lists, streams watches with bookmarks, refuses
-stale writes. It proves nothing about schemas, CEL, selectors beyond equality, or admission: those
-belong to a real kube-apiserver. Faults: ``fail`` (answers), ``compact`` (410), ``cut`` / ``mute``
+stale writes, keeps what has finalizers until they are gone. It proves nothing about schemas, CEL,
+selectors beyond equality, or admission: those belong to a real kube-apiserver.
+
+Faults: ``fail`` (answers, lost answers, none at all), ``compact`` (410), ``cut`` / ``mute``
 (watches), ``say`` (raw bytes into open watches), ``stop`` / ``start`` (connection refused).
 """
 
@@ -21,6 +23,8 @@ from aiohttp import web
 
 Object = dict[str, Any]
 
+WITH_STATUS = ("instances", "pods", "nodes")  # kinds with a status subresource
+
 
 @dataclass
 class Fault:
@@ -34,6 +38,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     body: Any = None
     act: bool = False  # do it, then lose the answer
+    hold: bool = False  # never answer
 
 
 @dataclass
@@ -207,6 +212,8 @@ class FakeApiServer:
             return await self._answer(request, seen)
         if fault.act:
             await self._answer(request, seen)
+        if fault.hold:
+            await asyncio.Event().wait()
         if fault.status == 0:  # hang up in the middle
             assert request.transport is not None
             request.transport.abort()
@@ -262,6 +269,7 @@ class FakeApiServer:
         name = body["metadata"]["name"]
         if (namespace, name) in self.objects.get(plural, {}):
             return _status(409, "AlreadyExists", f'{plural} "{name}" already exists')
+        body = _permitted(plural, body, None)
         body["metadata"].pop("uid", None)
         if namespace:
             body["metadata"]["namespace"] = namespace
@@ -272,7 +280,11 @@ class FakeApiServer:
         if expected not in (None, obj["metadata"]["resourceVersion"]):
             return _status(409, "Conflict", "the object has been modified")
         new = copy.deepcopy(obj)
-        _merge(new, {"status": body.get("status", {})} if sub == "status" else body)
+        _merge(new, _permitted(plural, body, sub))
+        metadata = new["metadata"]
+        if metadata.get("deletionTimestamp") and not metadata.get("finalizers"):
+            self.remove(plural, metadata["name"], metadata.get("namespace") or "")
+            return web.json_response(new)
         if new == obj:
             return web.json_response(obj)  # as the real one: no write, no new version
         return web.json_response(self.put(plural, new))
@@ -381,6 +393,15 @@ def _merge(target: Object, patch: Object) -> None:
             _merge(target[key], value)
         else:
             target[key] = value
+
+
+def _permitted(plural: str, body: Object, subresource: str | None) -> Object:
+    """What a patch may touch: status only through its subresource, and there nothing else."""
+    if subresource == "status":
+        return {"status": body.get("status", {})}
+    if plural in WITH_STATUS:
+        return {key: value for key, value in body.items() if key != "status"}
+    return body
 
 
 def _status(

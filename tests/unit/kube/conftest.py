@@ -1,5 +1,6 @@
 """A fake API server and a client that is impatient, so that no test waits for a real back-off."""
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -24,3 +25,10 @@ async def client(server: FakeApiServer, tmp_path: Path) -> AsyncIterator[Client]
     )
     yield connected
     await connected.close()
+
+
+@pytest.fixture(autouse=True)
+def no_system_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain HTTP needs none, and loading them takes longer than most tests here."""
+    monkeypatch.setenv("SSL_CERT_FILE", os.devnull)
+    monkeypatch.setenv("SSL_CERT_DIR", os.devnull)

@@ -1,6 +1,5 @@
 """The client's verbs, errors, deadlines and repeats, over real HTTP on loopback."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -200,10 +199,7 @@ async def test_retry_after_is_bounded() -> None:
 
 
 async def test_a_silent_server_ends_in_a_timeout(server: FakeApiServer, tmp_path: Path) -> None:
-    async def never(*_: object) -> None:
-        await asyncio.Event().wait()
-
-    server._answer = never  # type: ignore[method-assign,assignment]
+    server.fail(0, hold=True, times=9)
     hasty = type(IMPATIENT)(attempt=0.05, connect=1.0, total=5.0, attempts=2, wait_initial=0.001)
     client = await Client.connect(server.kubeconfig(tmp_path / "k"), user_agent="t", patience=hasty)
     with pytest.raises(errors.Timeout):
