@@ -4,7 +4,7 @@ Whoever makes something happen counts it here; nobody reads a metric to decide a
 not live here: the HTTP server that shows them (each process has its own), per-Instance figures.
 """
 
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import Counter, Gauge, Histogram
 
 _SECONDS = (0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
@@ -42,8 +42,3 @@ TRANSITIONS = Counter(
 )
 STEP_SECONDS = Histogram("torpor_step_seconds", "One step of a plan", ("step",), buckets=_SECONDS)
 STEP_ERRORS = Counter("torpor_step_errors_total", "Steps that failed", ("step", "reason"))
-
-
-def render() -> bytes:
-    """All metrics in Prometheus text format."""
-    return generate_latest(REGISTRY)
