@@ -123,7 +123,8 @@ class Recorded:
     kernel_version: str | None
     kernel_digest: str | None
     workload: Workload | None  # what the current or last run was booted with
-    run_open: bool  # a run was prepared and is not yet closed
+    run_open: bool  # a run was begun and is not yet closed
+    run_prepared: bool  # all is made for it, and no VMM was started yet
     boot_ordered: bool  # in the open run the virtual CPUs were let go
     run_began_at: float | None  # boot time when they were; None: not, or before a host reboot
     rebooted: bool  # the open run is of an earlier boot of the host: its VMM is gone for sure

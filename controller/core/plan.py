@@ -130,7 +130,7 @@ def _travel(
 def _housekeeping(
     desired: Desired, record: Recorded, seen: Observed, now: float, rules: Rules, target: State
 ) -> tuple[Step, ...]:
-    if seen.lock is Lock.FREE and record.run_open:
+    if seen.lock is Lock.FREE and record.run_open and not _may_start(desired, record, target):
         return (*_note_exit(desired, record, seen, now, rules), CloseRun())
     if desired.mode is Mode.STOPPED and (record.exited or record.restarts):
         return (ClearExit(),)
@@ -139,6 +139,12 @@ def _housekeeping(
     if seen.lock is Lock.FREE and target is State.STOPPED and not given_back:
         return (ReleaseReservation(),)
     return ()
+
+
+def _may_start(desired: Desired, record: Recorded, target: State) -> bool:
+    """Whether the open run only waits for its VMM, and is still what is asked for."""
+    asked = target in (State.RUNNING, State.PAUSED)
+    return record.run_prepared and asked and record.workload == desired.workload
 
 
 def _note_exit(
@@ -210,8 +216,10 @@ def _boot(
     if isinstance(seen.kernel, Absent | Unknown):
         why = seen.kernel.why if isinstance(seen.kernel, Unknown) else "none is on this node yet"
         return _wait(draft, now, "KernelMissing", f"no guest kernel: {why}")
-    pin = () if record.image_digest else (PinImage(),)
-    return replace(draft, steps=(*pin, PrepareRun(), StartVmm(), OrderBoot(), ResumeVmm()))
+    first: tuple[Step, ...] = () if record.image_digest else (PinImage(),)
+    if not record.run_prepared:
+        first = (*first, PrepareRun())
+    return replace(draft, steps=(*first, StartVmm(), OrderBoot(), ResumeVmm()))
 
 
 def _image(draft: Plan, record: Recorded, seen: Observed, now: float) -> Plan | None:

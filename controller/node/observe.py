@@ -76,6 +76,7 @@ def recorded(record: Record) -> Recorded:
         kernel_digest=record.kernel.digest if record.kernel else None,
         workload=Workload(**record.workload.model_dump()) if record.workload else None,
         run_open=run is not None,
+        run_prepared=run is not None and run.prepared and not run.starting,
         boot_ordered=run is not None and run.boot_ordered is not None,
         run_began_at=run.boot_ordered.within(boot) if run and run.boot_ordered else None,
         rebooted=_rebooted(record, boot),

@@ -102,6 +102,8 @@ class ExitRecord(_Part):
 class RunRecord(_Part):
     """The open run: from PrepareRun to CloseRun."""
 
+    prepared: bool = False  # directories and config disk are made
+    starting: bool = False  # a VMM may exist from here on
     vmm: VmmRecord | None = None
     machine_type: str = ""
     accelerator: str = ""

@@ -65,7 +65,7 @@ async def prepare(parts: Parts, desired: Desired, record: Record) -> Record:
     configdisk.write(config, guest_config(desired, record, image.config))
     os.chown(config, 0, uid)
     config.chmod(0o440)
-    return record
+    return _journal(parts, record, prepared=True)
 
 
 def guest_config(desired: Desired, record: Record, image: ImageConfig) -> configdisk.GuestConfig:
@@ -99,10 +99,9 @@ def command_line(said: Workload, image: ImageConfig) -> tuple[str, ...]:
 
 async def start(parts: Parts, record: Record) -> Record:
     """Spawn the VMM of the prepared run, Created, and note who it is."""
-    if record.open is None:
-        raise Bug(f"instance {record.uid}: a VMM is to start without a prepared run")
     driver = parts.driver(record.hardware.hypervisor)
     machine = machine_of(parts, record)
+    record = _journal(parts, record, starting=True)
     outputs = streams(parts, record)
     with _run_lock(parts.places.lock(record.uid)) as lock, closing(logs.LogPipes(outputs)) as pipes:
         keeper = await logs.start_keeper(pipes, outputs, binary=parts.keeper, sandbox=KEEPER)
@@ -111,9 +110,14 @@ async def start(parts: Parts, record: Record) -> Record:
     vmm = VmmRecord(
         process=ProcessRecord.of(handle.identity), keeper=ProcessRecord.of(keeper), pipes=inodes
     )
-    return parts.records.save(
-        record.model_copy(update={"open": record.open.model_copy(update={"vmm": vmm})})
-    )
+    return _journal(parts, record, vmm=vmm)
+
+
+def _journal(parts: Parts, record: Record, **changes: object) -> Record:
+    if record.open is None:
+        raise Bug(f"instance {record.uid}: a VMM is to start without a prepared run")
+    run = record.open.model_copy(update=changes)
+    return parts.records.save(record.model_copy(update={"open": run}))
 
 
 def clear(parts: Parts, record: Record) -> None:
