@@ -6,6 +6,7 @@ the rights the agents need, and no other, is asked apart.
 """
 
 import secrets
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,13 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import yaml
 
 from controller.api import FINALIZER, NODE_CONDITION, NODE_SERVICE_ACCOUNT, node_lease
+from controller.local import binaries
 from controller.local.admin import Admin, Refused
 from controller.local.controlplane import ControlPlane
+from tests.clusterkit import ROOT
 from tests.identities import (
     INSTANCES,
     REVIEWS,
@@ -532,6 +536,8 @@ OPERATOR = f"system:serviceaccount:{SYSTEM}:torpor-operator"
         (AGENT, "create", "pods", False),
         (AGENT, "delete", "pods", False),
         (AGENT, "get", "secrets", False),
+        (AGENT, "get", "namespaces", False),  # kube-system only, by name
+        (AGENT, "list", "namespaces", False),
         (AGENT, "create", "serviceaccounts/token", False),
         (OPERATOR, "watch", "torpor.dev/instances", True),
         (OPERATOR, "patch", "torpor.dev/instances/status", True),
@@ -560,3 +566,22 @@ def test_rbac_alone(world: World, who: str, verb: str, resource: str, may: bool)
         {"spec": {"user": who, "resourceAttributes": asked}},
     )
     assert answer["status"]["allowed"] is may
+
+
+def test_full_installation_is_valid_and_the_operator_passes_pod_security(world: World) -> None:
+    """Deployment and DaemonSet beside the base; a dry run, for there is no kubelet here."""
+    command = [str(binaries.find()["kubectl"]), f"--kubeconfig={world.plane.kubeconfig}", "apply"]
+    command += ["--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict"]
+    done = subprocess.run(
+        [*command, "-k", str(ROOT / "manifests" / "default")],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "daemonset.apps/torpor-node" in done.stdout
+    restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
+    world.admin.patch(f"/api/v1/namespaces/{world.namespace}", {"metadata": {"labels": restricted}})
+    template = yaml.safe_load((ROOT / "manifests" / "default" / "operator.yaml").read_text())
+    pod = template["spec"]["template"]
+    pod["metadata"]["name"] = "operator"
+    pod["spec"]["serviceAccountName"] = "default"
+    world.admin.create(f"/api/v1/namespaces/{world.namespace}/pods?dryRun=All", pod)
