@@ -25,7 +25,7 @@ def build(source: Path, binary: str, cache_dir: Path) -> Path:
     """Return the release executable ``binary`` of the crate in ``source``. Blocking, seconds once.
 
     Safe to call from several processes at once: one builds, the others wait. Raises Blocked
-    (reason NoCompiler, or BuildFailed with the compiler's last line).
+    (reason NoCompiler, or BuildFailed with the compiler's first error).
     """
     cargo = _tool("cargo")
     target = place(source, binary, cache_dir)
@@ -57,8 +57,9 @@ def _build(cargo: str, source: Path, binary: str, target: Path) -> None:
             check=False,
         )
         if done.returncode:
-            said = [line for line in done.stderr.splitlines() if line.strip()] or ["nothing"]
-            raise Blocked(f"cannot build {binary}: cargo said {said[-1]}", reason="BuildFailed")
+            lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
+            said = lines[0] if lines else f"nothing (status {done.returncode})"
+            raise Blocked(f"cannot build {binary}: cargo said {said}", reason="BuildFailed")
         # The rename is what others see: never half a program.
         (Path(scratch) / "release" / binary).rename(target)
 

@@ -167,11 +167,14 @@ async def _start(
         raise
     finally:
         os.close(says)
-    answer = await _first_words(said)
-    if answer != b"ok\n":
-        with contextlib.suppress(Gone):
-            keeper.signal(signal.SIGKILL)
-    keeper.leave()
+    answer = b""
+    try:
+        answer = await _first_words(said)
+    finally:
+        if answer != b"ok\n":
+            with contextlib.suppress(Gone):
+                keeper.signal(signal.SIGKILL)
+        keeper.leave()
     if answer != b"ok\n":
         text = answer.decode(errors="replace").strip() or "nothing"
         raise Retry(f"the log keeper did not start; it said: {text}", reason="LogKeeperFailed")

@@ -216,11 +216,32 @@ async def spawn(
     nothing else; ``env`` exactly (default: PATH and a C locale); its own session, no terminal,
     umask 077. The caller's descriptors stay open and close-on-exec. Returns once the launcher
     runs: a program that cannot start shows as an early death with the cause on ``stderr``.
-    Raises Blocked (argv[0] is no executable file; uid not ours to give), Retry (no process slot).
+    Cancelled, the child is killed. Raises Blocked (argv[0] is no executable file; uid not ours to
+    give), Retry (no process slot).
     """
-    pid = await asyncio.to_thread(
-        launch, argv, sandbox, pass_fds, (stdin, stdout, stderr), env, cwd
-    )
+    work = asyncio.to_thread(launch, argv, sandbox, pass_fds, (stdin, stdout, stderr), env, cwd)
+    launching = asyncio.ensure_future(work)
+    try:
+        pid = await asyncio.shield(launching)
+    except asyncio.CancelledError:
+        await _undo(launching)
+        raise
     # Not reaped yet, by anybody: the pid is still its own, even if it is dead already.
-    pidfd = os.pidfd_open(pid)
-    return Process(identity(pid), pidfd)
+    return Process(identity(pid), os.pidfd_open(pid))
+
+
+async def _undo(launching: asyncio.Future[int]) -> None:
+    """Kill what a cancelled ``spawn`` starts: nobody would ever know of it.
+
+    The thread cannot be stopped, and until it is done it uses descriptors that the caller closes
+    next, so that their numbers may mean something else.
+    """
+    while not launching.done():
+        with contextlib.suppress(asyncio.CancelledError):  # again: it takes milliseconds
+            await asyncio.wait({launching})
+    if launching.exception() is None:
+        pid = launching.result()
+        child = Process(identity(pid), os.pidfd_open(pid))
+        with contextlib.suppress(Gone):
+            child.signal(signal.SIGKILL)
+        child.leave()

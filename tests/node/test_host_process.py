@@ -1,5 +1,6 @@
 """Processes as root starts them: confined, detached, in their cgroup, surviving us."""
 
+import asyncio
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from controller.host.cgroup import Cgroup
 from controller.host.process import Process, Sandbox
 from controller.host.runlock import LockState
 from controller.host.spawn import PRLIMIT, SETPRIV
+from tests import leaks
 from tests.waiting import until
 
 pytestmark = pytest.mark.node
@@ -161,6 +163,18 @@ async def test_a_child_left_alone_is_reaped_when_it_dies() -> None:
     child.leave()
     process.kill(who, signal.SIGKILL)
     await until(lambda: not Path(f"/proc/{who.pid}").exists())
+
+
+async def test_cancelled_start_leaves_no_child(leak_scope: leaks.Scope) -> None:
+    before = leaks.snapshot(leak_scope)
+    for ticks in range(1, 5):
+        start = asyncio.create_task(process.spawn(SLEEP, sandbox=Sandbox(65001, 65001)))
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        start.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await start
+    await until(lambda: not leaks.diff(before, leaks.snapshot(leak_scope)))
 
 
 async def test_confinement_costs_its_two_programs_and_no_more() -> None:
