@@ -7,6 +7,7 @@ it is complete and durable. What does not live here: retries and sharing (``stor
 
 import asyncio
 import hashlib
+import logging
 import os
 import platform as host
 import threading
@@ -24,6 +25,8 @@ from controller.images.reference import Reference
 from controller.images.registry import Registry
 from controller.images.shelf import Shelf
 from controller.images.tool import Tools
+
+log = logging.getLogger(__name__)
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -97,7 +100,13 @@ class Pull:
             return await self._run(scratch)
         finally:
             self._blobs = None
-            await asyncio.shield(self._puller.shelf.remove(scratch))
+            await asyncio.shield(self._remove(scratch))
+
+    async def _remove(self, scratch: Path) -> None:
+        try:
+            await self._puller.shelf.remove(scratch)
+        except Retry as err:  # says nothing about the image; the next sweep tries again
+            log.warning("%s", err)
 
     async def _run(self, scratch: Path) -> Image:
         manifest = self._source.manifest

@@ -61,7 +61,9 @@ class Shelf:
         files.write_atomic(ready / _FACTS, json.dumps(facts).encode(), 0o644)
         ready.chmod(0o711)  # VMMs run as users of their own and open the rootfs by its path
         place = self.root / digest.removeprefix("sha256:")
-        if place.exists():  # not readable, or load() would have listed it
+        if (image := _load(place)) is not None:
+            return image  # never swapped under a VMM that is about to open it
+        if place.exists():
             self._hide(place)
         ready.rename(place)
         files.fsync_dir(self.root)
@@ -79,8 +81,10 @@ class Shelf:
 
     async def remove(self, scratch: Path) -> None:
         """Remove one pull's directory, however deep its tree is."""
-        await asyncio.to_thread(files.remove_tree, scratch)
-        self._mine.discard(scratch.name)
+        try:
+            await asyncio.to_thread(files.remove_tree, scratch)
+        finally:
+            self._mine.discard(scratch.name)
 
     async def sweep(self) -> None:
         """Remove what was discarded, and what pulls of an earlier process left half done."""

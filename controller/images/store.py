@@ -44,7 +44,9 @@ class _Wish:
     fetch: "_Fetch | None" = None
     outcome: Ready | Failed | None = None
     until: float = 0.0
+    handed_out: bool = False
     failures: int = 0
+    trouble: str = ""  # what the last failure said
 
 
 @dataclass
@@ -178,10 +180,14 @@ class ImageStore:
         return wish
 
     def _fact(self, wish: _Wish) -> ImageFact:
+        if isinstance(wish.outcome, Ready) and not wish.handed_out:
+            wish.handed_out = True  # a slow asker must get it once; from now on it gets old
+            wish.until = time.monotonic() + _FRESH
         if wish.outcome is not None:
             return wish.outcome
         if wish.fetch is None:
-            return Pulling("asking the registry", None)
+            again = f" again after: {wish.trouble}" if wish.failures else ""
+            return Pulling(f"asking the registry{again}", None)
         pull = wish.fetch.pull
         percent = pull.percent
         return Pulling(pull.phase if percent is None else f"{pull.phase}, {percent} %", percent)
@@ -189,12 +195,12 @@ class ImageStore:
     async def _fulfil(self, reference: str, asked: Reference, wish: _Wish) -> None:
         try:
             image = await self._obtain(reference, asked, wish)
-            wish.outcome, wish.failures = Ready(image), 0
-            wish.until = time.monotonic() + _FRESH
+            wish.outcome, wish.failures, wish.handed_out = Ready(image), 0, False
+            wish.until = time.monotonic() + _FORGET
         except Exception as err:
             wish.failures += 1
             wish.outcome = self._failure(reference, err, wish.failures)
-            wish.until = wish.outcome.retry_at
+            wish.until, wish.trouble = wish.outcome.retry_at, wish.outcome.message
         finally:
             wish.task = wish.fetch = None
         for callback in self._callbacks:

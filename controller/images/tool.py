@@ -33,6 +33,7 @@ class Limits:
     """``deadline`` and ``stall`` in seconds, ``file_bytes`` per file written, ``output`` in bytes.
 
     ``progress`` is sampled every ``stall`` seconds; when it did not change the program is killed.
+    ``capabilities``: all that is left of root's powers, as setpriv names them.
     """
 
     deadline: float
@@ -40,6 +41,7 @@ class Limits:
     file_bytes: int | None = None
     stall: float | None = None
     progress: Callable[[], int] | None = None
+    capabilities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,12 @@ def _wrapped(argv: Sequence[str], limits: Limits) -> list[str]:
             reason="ToolMissing",
         )
     sizes = [] if limits.file_bytes is None else [f"--fsize={limits.file_bytes}"]
-    wrapped = ["setpriv", "--pdeathsig", "KILL", "--no-new-privs", "nice", "-n", "5"]
-    return [*wrapped, "prlimit", "--core=0", *sizes, "--", program, *argv[1:]]
+    wrapped = ["setpriv", "--pdeathsig", "KILL", "--no-new-privs", "--inh-caps=-all"]
+    if os.geteuid() == 0:
+        wrapped.append(
+            "--bounding-set=" + ",".join(["-all", *(f"+{c}" for c in limits.capabilities)])
+        )
+    return [*wrapped, "nice", "-n", "5", "prlimit", "--core=0", *sizes, "--", program, *argv[1:]]
 
 
 def _environment(home: Path) -> dict[str, str]:

@@ -19,6 +19,9 @@ from controller.images.tool import Limits, Tools, run
 
 DEADLINE = 3600.0
 _MAX_ACCOUNTS = 4 * 1024 * 1024  # bytes of /etc/passwd read to look a name up
+# owners, modes, devices and file capabilities are restored; reading may need to pass over modes
+_UNPACK = ("chown", "dac_override", "fowner", "fsetid", "mknod", "setfcap")
+_READ = ("dac_override",)
 _UUID = "00000000-0000-0000-0000-000000000000"
 # times after this one are cut to it; before it they are kept, because interpreters compare them
 _LAST_SECOND = "4102444800"
@@ -54,13 +57,15 @@ class Unpacker:
         NoSpace)."""
         # layout and tree are relative: a colon in the store's path would end the image's name
         argv = [self.tools.umoci, "raw", "unpack", "--image", "layout:image", "tree"]
-        await self._run(argv, Limits(DEADLINE, file_bytes=cost.bytes + _MAX_ACCOUNTS))
+        limits = Limits(DEADLINE, file_bytes=cost.bytes + _MAX_ACCOUNTS, capabilities=_UNPACK)
+        await self._run(argv, limits)
         return self.home / "tree"
 
     async def filesystem(self, tree: Path, output: Path, cost: Cost) -> None:
         """Make the erofs file. Raises Retry (ImageUnpackFailed, NoSpace)."""
         argv = [self.tools.mkfs_erofs, "--quiet", "-U", _UUID, str(output), str(tree)]
-        limits = Limits(DEADLINE, file_bytes=2 * cost.on_disk + _MAX_ACCOUNTS)
+        size = 2 * cost.on_disk + _MAX_ACCOUNTS
+        limits = Limits(DEADLINE, file_bytes=size, capabilities=_READ)
         await self._run(argv, limits, env={"SOURCE_DATE_EPOCH": _LAST_SECOND})
 
     async def _run(

@@ -379,6 +379,27 @@ async def test_registry_that_puts_us_off_for_ever_is_unreachable(
     assert "did not finish in 1 s" in message
 
 
+async def test_registry_that_falls_silent_is_unreachable(
+    fake: FakeRegistry, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.images.registry.SILENCE", 0.5)
+    fake.image("1", tar(("file", os.urandom(100_000))))
+    fake.cut = 50_000
+    store = await stores.open(fake.address)
+    message = await failed(store, f"{fake.address}/app:1", "RegistryUnreachable", stalled=False)
+    assert "no progress" in message
+
+
+async def test_slow_asker_still_gets_what_was_resolved_for_it_and_then_asks_anew(
+    fake: FakeRegistry, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.images.store._FRESH", 0.0)
+    store = await stores.open(fake.address)
+    for content in (b"x", b"y"):
+        digest = fake.image("1", tar(("file", content)))
+        assert (await ready(store, f"{fake.address}/app:1")).digest == digest
+
+
 async def test_nobody_there_and_no_such_host_are_unreachable(stores: Stores) -> None:
     store = await stores.open("127.0.0.1:9")
     for reference in ("127.0.0.1:9/app:1", "registry.invalid/app:1"):

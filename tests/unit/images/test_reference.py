@@ -1,9 +1,12 @@
 """References: what is accepted means what it says, everything else is refused with a remedy."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controller.api import instance
 from controller.errors import Rejected
 from controller.images.reference import Reference, is_digest, parse
 
@@ -76,6 +79,29 @@ def test_any_text_is_either_refused_or_survives_a_round_trip(text: str) -> None:
     except Rejected:
         return
     assert parse(str(reference)) == reference
+
+
+label = st.from_regex(r"[a-zA-Z0-9-]{1,5}", fullmatch=True)
+part = st.from_regex(r"[a-z0-9._-]{1,6}", fullmatch=True)
+likely = st.builds(
+    lambda host, port, path, tag, pin: f"{host}{port}{path}{tag}{pin}",
+    st.one_of(st.just(""), st.lists(label, min_size=1, max_size=3).map(".".join)),
+    st.one_of(st.just("/"), st.integers(0, 70000).map(":{}/".format), st.just("")),
+    st.lists(part, min_size=1, max_size=3).map("/".join),
+    st.one_of(st.just(""), st.from_regex(r":[\w.-]{0,4}", fullmatch=True)),
+    st.sampled_from(["", f"@{DIGEST}", f"@{DIGEST[:-1]}"]),
+)
+
+
+@given(likely)
+def test_nothing_is_accepted_here_that_the_schema_refuses(text: str) -> None:
+    try:
+        parse(text)
+    except Rejected:
+        return
+    pattern = instance._IMAGE.replace("\\\\", "\\")  # there it is written inside a CEL string
+    assert re.fullmatch(pattern, text)
+    assert not re.match(instance._TRANSPORT, text)
 
 
 def test_pinning_drops_the_tag() -> None:

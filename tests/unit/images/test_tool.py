@@ -1,6 +1,7 @@
 """Programs of a pull: bounded, and never left behind."""
 
 import asyncio
+import os
 import sys
 import textwrap
 from pathlib import Path
@@ -117,3 +118,19 @@ async def test_program_dies_with_us_even_by_kill_9(tmp_path: Path) -> None:
         process.kill()
         await process.wait()
     await until(lambda: not alive(pid))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has powers to lose")
+@pytest.mark.parametrize(
+    ("capabilities", "left"), [((), 0), (("chown", "mknod"), 1 << 0 | 1 << 27)]
+)
+async def test_program_has_only_the_powers_that_were_named(
+    tmp_path: Path, capabilities: tuple[str, ...], left: int
+) -> None:
+    limits = Limits(5.0, capabilities=capabilities)
+    done = await run(["cat", "/proc/self/status"], limits, home=tmp_path)
+    said = dict(line.split(":\t") for line in done.stdout.decode().splitlines() if ":\t" in line)
+    for kind in ("CapEff", "CapPrm", "CapBnd"):
+        assert int(said[kind], 16) == left
+    assert int(said["CapInh"], 16) == 0
+    assert said["NoNewPrivs"] == "1"
