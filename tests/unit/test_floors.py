@@ -20,7 +20,7 @@ FORBIDDEN_NAMES = re.compile(r"(^|_)(utils?|helpers?|common|managers?|base|misc)
 
 # hosts that may be named: documentation of formats, and names reserved for examples
 KNOWN_HOSTS = re.compile(
-    r"^(?:localhost|127\.\d+\.\d+\.\d+|\[::1\]|0\.0\.0\.0|169\.254\.\d+\.\d+|10\.\d+\.\d+\.\d+"
+    r"^(?:localhost|127\.\d+\.\d+\.\d+|\[[0-9a-f:]+\]|0\.0\.0\.0|169\.254\.\d+\.\d+|10\.\d+\.\d+\.\d+"
     r"|keepachangelog\.com|semver\.org|www\.apache\.org|kubernetes\.io|json-schema\.org"
     r"|[a-z0-9.-]+\.(?:example|invalid|test|local|svc|internal)|(?:[a-z0-9-]+\.)?example\.(?:com|org)"
     r"|torpor\.dev|github\.com|[a-z0-9-]+)$"
