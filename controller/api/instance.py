@@ -23,6 +23,7 @@ from controller.api.meta import (
     rules,
 )
 from controller.api.placement import Affinity, LabelValue, Toleration
+from controller.api.reasons import TYPES
 
 OperatingMode = Literal["Running", "Paused", "Stopped"]
 RestartPolicy = Literal["Never", "OnFailure", "Always"]
@@ -374,12 +375,16 @@ class InstanceStatus(Model):
     epoch: Annotated[int, Field(ge=1)] | None = None
     """How many times it was placed. Goes up whenever it may run somewhere new."""
     conditions: (
-        Annotated[tuple[Condition, ...], Field(max_length=16, json_schema_extra=listed_by("type"))]
+        Annotated[
+            tuple[Condition, ...],
+            Field(
+                max_length=16,
+                description=". ".join(f"{word}: {means}" for word, means in TYPES.items()) + ".",
+                json_schema_extra=listed_by("type"),
+            ),
+        ]
         | None
     ) = None
-    """Ready: what is matches what is asked. Scheduled: memory is reserved for it. Reconciling: work
-    is in flight. Stalled: somebody has to act. RestartRequired: a change waits for a boot. Exited:
-    the workload ended and will not be restarted."""
     plan: PlanStatus | None = None
     """What is about to be done; absent when nothing is."""
     started_at: Timestamp | None = None

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from controller.api.instance import Instance, InstanceSpec, InstanceStatus
 from controller.api.meta import Model, ObjectRef
-from controller.api.reasons import Stalled
 from controller.errors import Rejected
 
 M = TypeVar("M", bound=Model)
@@ -57,5 +56,5 @@ def _validate(model: type[M], raw: Mapping[str, Any], prefix: str) -> M:
         found = repr(first["input"])[:60]
         raise Rejected(
             f"{field}: {first['msg']}; found {found}; correct it or create a new Instance",
-            reason=Stalled.SPEC_INVALID,
+            reason="SpecInvalid",
         ) from err

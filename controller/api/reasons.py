@@ -1,88 +1,86 @@
-"""The words of conditions: types and reasons, used by the operator and by the node agents.
+"""The words of conditions: types, and the reasons that programs may match on, with their meaning.
 
-They are API: programs match on them, so a word never changes its meaning and is never reused. What
-does not live here: which of them holds (``core.conditions``). Reasons of errors come from the error
-that was raised and may be others than these.
+They are API: a word never changes its meaning and is never reused. A test compares them with what
+the decisions in ``core`` really say, so that no word is said that is not explained here. Reasons
+that come from an error on the node (``vmm``, ``host``, ``guest``) are for people and may be others.
+What does not live here: which of them holds (``core``).
 """
 
-from enum import StrEnum
+from collections.abc import Mapping
+from typing import Final
 
+TYPES: Final[Mapping[str, str]] = {
+    "Ready": "what is matches what is asked, in every operating mode",
+    "Scheduled": "CPU and memory are reserved for it on a Node",
+    "Reconciling": "work is in flight; absent when settled",
+    "Stalled": "no retry helps until the spec changes or somebody acts; absent otherwise",
+    "RestartRequired": "env, command or args differ from what the guest runs with",
+    "Exited": "the workload ended and the restart policy will not run it again",
+}
 
-class ConditionType(StrEnum):
-    """Which aspect a condition is about."""
+READY: Final[Mapping[str, str]] = {
+    # with True
+    "Running": "the guest says that its workload runs",
+    "Paused": "the guest's virtual CPUs are stopped",
+    "Standby": "no VMM; memory and disk are kept",
+    "Stopped": "no VMM; the disk is kept",
+    # on the way; Reconciling says the same
+    "Pending": "nobody, or not yet the node agent, has acted on it",
+    "WaitingForNode": "no reservation yet; Scheduled says why",
+    "Unscheduled": "the node agent waits for a reservation",
+    "Reconciling": "steps are being done",
+    "ImagePulling": "its image is on its way",
+    "Booting": "the guest has not started its workload yet",
+    "Stopping": "the guest is shutting down",
+    "GuestSilent": "the guest took too long to start its workload",
+    "StorageFull": "the Node's disk is full, the guest is held until there is space",
+    "KernelMissing": "the Node has no guest kernel yet",
+    "StaleView": "what was read is older than what the node agent knows; it reads again",
+    "Timeout": "a step took too long; it is looked at again",
+    "CrashLoopBackOff": "it failed again and again; the next restart waits",
+    # it ended, or was ended
+    "Completed": "the workload ended with exit code 0",
+    "Failed": "the workload or its VMM ended in any other way",
+    "Evicted": "it was brought down because its reservation is taken away",
+    "NodeStopping": "it was brought down because its node agent stops all guests",
+    # nobody can tell
+    "Unknown": "its state cannot be told; status.stateError says why",
+    "NodeUnreachable": "its node agent is silent; the guest is left alone",
+    # Stalled says the same
+    "DiskMissing": "its writable disk is gone from the node",
+    "NoPath": "no legal way leads from what is to what is asked",
+    "SpecInvalid": "the stored object breaks today's rules; its guest is left as it is",
+    "RecordNewer": "its record on the node was written by a newer release",
+    "RecordCorrupt": "its record on the node cannot be read",
+}
 
-    READY = "Ready"  # what is matches what is asked, in every operating mode
-    SCHEDULED = "Scheduled"  # its CPU and memory are reserved on a node; written by the operator
-    RECONCILING = "Reconciling"  # work is in flight; absent when settled
-    STALLED = "Stalled"  # no retry can help without a change of spec or a human; absent otherwise
-    RESTART_REQUIRED = "RestartRequired"  # env, command or args differ from what the guest runs
-    EXITED = "Exited"  # the workload ended and policy will not restart it
+SCHEDULED: Final[Mapping[str, str]] = {
+    "Scheduled": "reserved; the only reason with True",
+    "Unschedulable": "the scheduler found no Node (its own words; other reasons of its may come)",
+    "ReservationRefused": "quota, limits or admission refused the reservation Pod",
+    "ReservationLost": "the Pod vanished; a new one is made for the same Node",
+    "Evicting": "the reservation is being taken away: the guest is brought down",
+    "Released": "the node agent gave the reservation back",
+    "NotNeeded": "the operating mode needs no memory",
+}
 
+IMAGE: Final[Mapping[str, str]] = {
+    "InvalidImageReference": "spec.image is no reference of a registry's image",
+    "ImageNotFound": "the registry does not have it",
+    "ImageDenied": "the registry does not give it to us",
+    "RegistryNotAllowed": "the node's settings do not allow that registry",
+    "RegistryUnreachable": "the registry does not answer",
+    "RegistryTLS": "the registry's certificate is not trusted",
+    "ImageUnsupported": "not an image that this node can run",
+    "ImageUnpackFailed": "its content could not be turned into a filesystem",
+    "NoSpace": "the node's disk is full",
+}
 
-class Ready(StrEnum):
-    """Reasons of Ready. The first four go with True, the rest with False or Unknown."""
-
-    RUNNING = "Running"
-    PAUSED = "Paused"
-    STANDBY = "Standby"
-    STOPPED = "Stopped"
-    PENDING = "Pending"  # nobody has looked at this object yet
-    WAITING_FOR_NODE = "WaitingForNode"  # no reservation yet; see Scheduled
-    RECONCILING = "Reconciling"
-    COMPLETED = "Completed"  # the workload ended with exit code 0
-    FAILED = "Failed"  # the workload or its VMM ended in any other way
-    CRASH_LOOP = "CrashLoop"  # failed again and again; the next restart waits
-    EVICTING = "Evicting"
-    DELETING = "Deleting"
-    STALLED = "Stalled"
-    STATE_UNKNOWN = "StateUnknown"  # the node agent cannot tell what is; see status.stateError
-    NODE_UNREACHABLE = "NodeUnreachable"  # the node agent is silent
-
-
-class Scheduled(StrEnum):
-    """Reasons of Scheduled. While a Pod waits, the scheduler's own reason is passed on verbatim."""
-
-    SCHEDULED = "Scheduled"  # the only one with True
-    PENDING = "Pending"  # the reservation Pod was not looked at yet
-    UNSCHEDULABLE = "Unschedulable"
-    EVICTING = "Evicting"  # the reservation is being taken away: bring the guest down
-    RELEASED = "Released"  # the node agent gave the reservation back; the agent's only word here
-    NOT_NEEDED = "NotNeeded"  # the operating mode needs no memory
-    RESERVATION_REFUSED = "ReservationRefused"  # quota, limit range or admission refused the Pod
-
-
-class Reconciling(StrEnum):
-    """Reasons of Reconciling, while it is True."""
-
-    PROGRESSING = "Progressing"
-    PULLING_IMAGE = "PullingImage"
-    RETRYING = "Retrying"
-    BACK_OFF = "BackOff"  # the next restart or pull waits its turn
-
-
-class Stalled(StrEnum):
-    """Reasons of Stalled, while it is True."""
-
-    SPEC_INVALID = "SpecInvalid"  # a stored object breaks today's rules
-    RECORD_UNREADABLE = "RecordUnreadable"
-    RECORD_NEWER = "RecordNewer"  # the record was written by a newer release
-    HYPERVISOR_UNAVAILABLE = "HypervisorUnavailable"
-    TOO_LARGE_FOR_NODE = "TooLargeForNode"  # above the node's per-Instance maximum
-    IMAGE_NOT_FOUND = "ImageNotFound"
-    IMAGE_DENIED = "ImageDenied"
-    IMAGE_UNSUPPORTED = "ImageUnsupported"
-    IMAGE_UNPACK_FAILED = "ImageUnpackFailed"
-    NO_PATH = "NoPath"  # no legal way from what is to what is asked
-    INTERNAL_ERROR = "InternalError"
-
-
-class ImageError(StrEnum):
-    """Why an image is not there: reason of Reconciling or, when retrying cannot help, Stalled."""
-
-    NOT_FOUND = "ImageNotFound"
-    DENIED = "ImageDenied"
-    REGISTRY_UNREACHABLE = "RegistryUnreachable"
-    REGISTRY_TLS = "RegistryTLS"
-    UNSUPPORTED = "ImageUnsupported"
-    UNPACK_FAILED = "ImageUnpackFailed"
-    NO_SPACE = "NoSpace"
+REASONS: Final[Mapping[str, Mapping[str, str]]] = {
+    "Ready": {**READY, **IMAGE},
+    "Reconciling": {**READY, **IMAGE},
+    "Stalled": {**READY, **IMAGE},
+    "Scheduled": SCHEDULED,
+    "RestartRequired": {"SpecChanged": "the change acts at the next boot"},
+    "Exited": {word: READY[word] for word in ("Completed", "Failed")},
+}

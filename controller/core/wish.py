@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from controller.api.instance import InstanceSpec
 from controller.api.meta import parse_quantity
+from controller.api.parse import parse_spec
 from controller.core.desired import Desired, Hardware, RestartPolicy, Workload
 from controller.core.ownership import Object, mode, permit
 from controller.errors import Rejected
@@ -13,8 +15,9 @@ def desired(obj: Object) -> Desired:
 
     Reads tolerantly: a field of a later version is no error, an object of an earlier one neither.
     """
-    meta, spec, status = obj["metadata"], obj.get("spec") or {}, obj.get("status") or {}
+    meta, status = obj["metadata"], obj.get("status") or {}
     try:
+        spec = parse_spec(obj.get("spec") or {})
         return Desired(
             uid=meta["uid"],
             namespace=meta["namespace"],
@@ -22,21 +25,22 @@ def desired(obj: Object) -> Desired:
             generation=meta.get("generation", 0),
             mode=mode(obj),
             epoch=status.get("epoch", 0),
-            image=spec["image"],
+            image=spec.image,
             hardware=hardware(status.get("resources")),
             workload=workload(spec),
             pinned=(status.get("image") or {}).get("digest"),
-            stop_timeout=spec.get("stopTimeoutSeconds", 5),
-            restart=RestartPolicy(spec.get("restartPolicy", "Never")),
+            stop_timeout=spec.stop_timeout_seconds,
+            restart=RestartPolicy(spec.restart_policy),
             permit=permit(obj),
             reservation=status.get("reservation"),
             id=status.get("id", ""),
             ran_before=bool(status.get("startedAt")),
         )
+    except Rejected as err:
+        raise Rejected(f"instance {_name(meta)}: {err}", reason="SpecInvalid") from err
     except (KeyError, TypeError, ValueError) as err:
-        name = f"{meta.get('namespace')}/{meta.get('name')}"
         raise Rejected(
-            f"instance {name}: the stored object cannot be read ({err!r}); correct its spec",
+            f"instance {_name(meta)}: the stored object cannot be read ({err!r}); correct its spec",
             reason="SpecInvalid",
         ) from err
 
@@ -54,10 +58,14 @@ def hardware(resources: Any) -> Hardware | None:
     )
 
 
-def workload(spec: Object) -> Workload:
+def workload(spec: InstanceSpec) -> Workload:
     """What the user says about the program; empty lists mean what the image says."""
     return Workload(
-        command=tuple(spec.get("command") or ()) or None,
-        args=tuple(spec.get("args") or ()) or None,
-        env=tuple((entry["name"], entry.get("value", "")) for entry in spec.get("env") or ()),
+        command=spec.command or None,
+        args=spec.args or None,
+        env=tuple((entry.name, entry.value) for entry in spec.env or ()),
     )
+
+
+def _name(meta: Object) -> str:
+    return f"{meta.get('namespace')}/{meta.get('name')}"
