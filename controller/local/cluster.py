@@ -64,7 +64,6 @@ class Cluster:
 
         Raises what went wrong: Blocked, Timeout, Rejected, Unreachable.
         """
-        _end_leftovers(self.install.directory)
         self._state.save()
         try:
             self._link_tools()
@@ -205,8 +204,8 @@ def _lives(process: Supervised) -> bool:
     return process.running
 
 
-def _end_leftovers(directory: Path) -> None:
-    """What a supervisor left that died without a word; its guests go on."""
+def end_leftovers(directory: Path) -> None:
+    """End what a supervisor left that died without a word; its guests go on."""
     left = state.read(state_path(directory))
     if left is not None:
         left.end()

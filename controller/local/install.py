@@ -93,6 +93,7 @@ class Install(_Frozen):
             uid_count=UIDS_PER_NODE,
             cgroup_prefix=f"torpor-{self.id}-{name}",
             metrics_port=self.node_metrics[number],
+            lease_seconds=self.options.node_lease_seconds,
             insecure_registries=(self.registry_address, f"localhost:{self.registry}"),
         )
 

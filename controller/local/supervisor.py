@@ -18,8 +18,8 @@ from pathlib import Path
 from types import FrameType
 
 from controller.errors import Blocked, TorporError
-from controller.local import binaries
-from controller.local.cluster import SOURCE, Cluster, sole_supervisor
+from controller.local import binaries, takedown
+from controller.local.cluster import SOURCE, Cluster, end_leftovers, sole_supervisor
 from controller.local.install import Install, check_reachable, settle
 from controller.local.process import put_aside
 
@@ -43,10 +43,16 @@ def supervise(
     """
     programs = binaries.ensure(progress)
     with sole_supervisor(directory):
+        end_leftovers(directory)  # they hold the ports
         install = settle(directory, **chosen)
         cluster = Cluster(install, programs, progress)
-        with _exit_on_sigterm():
-            cluster.start()
+        try:
+            with _exit_on_sigterm():
+                cluster.start()
+        except BaseException:
+            with suppress(TorporError):  # guests of an earlier up may live; they are not ours here
+                takedown.remove_run_dir(install)
+            raise
         try:
             with _signals() as stop:
                 ready(install)
