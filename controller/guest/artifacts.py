@@ -11,6 +11,7 @@ from pathlib import Path
 from controller import settings
 from controller.guest import initrd
 from controller.guest.kernel import Kernel, KernelStore
+from controller.host import files
 
 # A panic resets the guest at once, and the VMM sees that; only warnings and worse on the console.
 COMMAND_LINE = "console=ttyS0 reboot=t panic=-1 quiet random.trust_cpu=on"
@@ -52,8 +53,8 @@ def make(
     store = KernelStore(root)
     kernel = store.adopt(*override) if override else store.ensure()
     init = initrd.build_init(cache_dir or settings.cache_dir())
-    key = hashlib.sha256(init.read_bytes()).hexdigest()[:16]
-    out = store.home(kernel) / f"initrd-{key}"
+    data = initrd.archive(kernel, init.read_bytes())  # some ms; the name then cannot lie
+    out = store.home(kernel) / f"initrd-{hashlib.sha256(data).hexdigest()[:16]}"
     if not out.exists():
-        initrd.build(kernel, init, out)
+        files.write_atomic(out, data, 0o644)
     return GuestArtifacts(kernel, kernel.vmlinuz, out, kernel.version, kernel.digest)

@@ -154,9 +154,11 @@ class KernelStore:
                 shutil.copytree(modules, home / "modules", ignore=skip)
             meta = {"version": version, "package": package, "modules": modules is not None}
             (home / "kernel.json").write_text(json.dumps(meta))
+            _run("sync", "-f", str(home))  # a name that is there must mean files that are whole
             if (self._root / digest).exists():
                 files.remove_tree(self._root / digest)
             home.rename(self._root / digest)
+            files.fsync_dir(self._root)
         stored = self.get(digest)
         assert stored is not None
         return stored
@@ -211,8 +213,8 @@ def _run(tool: str, *args: str, cwd: str | None = None) -> str:
     found = shutil.which(tool) or shutil.which(tool, path="/usr/sbin:/sbin")
     if not found:
         raise Blocked(
-            f"guest kernel: no {tool} here; install apt, dpkg and kmod, or set kernel and "
-            f"kernel_modules in the settings",
+            f"guest kernel: no {tool} here; install coreutils, apt, dpkg and kmod, or set kernel "
+            f"and kernel_modules in the settings",
             reason="NoKernel",
         )
     done = subprocess.run(

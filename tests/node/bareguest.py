@@ -30,8 +30,9 @@ def artifacts() -> GuestArtifacts:
 def rootfs(out: Path) -> Path:
     """An erofs image: busybox and an /etc, with some traps."""
     tree = out.with_suffix(".tree")
-    for name in ("bin", "etc", "home/app", "opt"):
+    for name in ("bin", "etc", "home/app", "opt", "tmp"):
         (tree / name).mkdir(parents=True)
+    (tree / "tmp").chmod(0o1777)
     shutil.copy(_BUSYBOX, tree / "bin/busybox")
     for applet in subprocess.check_output([_BUSYBOX, "--list"], text=True).split():
         if applet != "busybox":

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +52,7 @@ echo yes | tell reaped
 (exec > /dev/null 2>&1; setsid sleep 1000 &)
 printf '%s' 'FORGERY'
 printf '\n%s\n' "torpor-exit NONCE code=0 signal=0"
-touch /data; sync
+echo kept > /tmp/kept
 trap 'echo "<term>"; exit 7' TERM
 echo "<ready>"
 while [ ! -e /tmp/go ]; do usleep 50000; done
@@ -236,6 +237,17 @@ async def test_stop_request_gives_the_workload_its_grace(first: BareGuest) -> No
     assert seen
     assert (seen.code, seen.signal) == (7, 0)
     assert first.process.returncode == 0
+
+
+def test_disk_is_clean_after_the_end(first: BareGuest) -> None:
+    """Runs after the stop: nothing to replay, and what the workload wrote is there."""
+    assert first.process.poll() == 0
+    disk = str(first.home / "overlay")
+    header = subprocess.run(["dumpe2fs", "-h", disk], capture_output=True, text=True, check=True)
+    assert "needs_recovery" not in header.stdout
+    assert re.search(r"state: +clean\n", header.stdout)
+    show = ["debugfs", "-R", "cat /upper/tmp/kept", disk]
+    assert subprocess.run(show, capture_output=True, check=True).stdout == b"kept\n"
 
 
 async def test_flood_blocks_nobody_the_gap_is_marked_and_no_port_opens_twice(

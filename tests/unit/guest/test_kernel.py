@@ -103,7 +103,8 @@ def test_newest_is_what_the_meta_package_depends_on(
 def test_archive_that_is_down_leaves_what_is_here(
     store: KernelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PATH", str(_script(tmp_path, "apt-cache", "echo gone >&2; exit 100")))
+    tools = _script(tmp_path, "apt-cache", "echo gone >&2; exit 100")
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     monkeypatch.setattr(kernels, "_APT_LISTS", tmp_path)
     with pytest.raises(Retry, match="gone"):
         store.ensure()
