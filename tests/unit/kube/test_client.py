@@ -1,5 +1,6 @@
 """The client's verbs, errors, deadlines and repeats, over real HTTP on loopback."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -200,11 +201,10 @@ async def test_retry_after_is_bounded() -> None:
 
 async def test_a_silent_server_ends_in_a_timeout(server: FakeApiServer, tmp_path: Path) -> None:
     server.fail(0, hold=True, times=9)
-    hasty = type(IMPATIENT)(attempt=0.05, connect=1.0, total=5.0, attempts=2, wait_initial=0.001)
+    hasty = replace(IMPATIENT, attempt=0.2, attempts=1)
     client = await Client.connect(server.kubeconfig(tmp_path / "k"), user_agent="t", patience=hasty)
     with pytest.raises(errors.Timeout):
         await client.get(PODS, "a", "ns")
-    assert server.count("GET") == 2
     await client.close()
 
 

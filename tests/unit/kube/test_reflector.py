@@ -219,6 +219,18 @@ async def test_a_stalled_stream_is_left_and_nothing_is_missed(
         assert server.count("GET") == 1
 
 
+async def test_a_stream_that_says_something_now_and_then_is_not_left(
+    server: FakeApiServer, client: Client
+) -> None:
+    async with following(client, replace(QUICK, stall=0.5)) as follower:
+        await until(watching(server))
+        end = time.monotonic() + 0.8
+        while time.monotonic() < end:
+            server.bookmark()
+            await until(lambda: follower.reflector._version == str(server.version))
+        assert server.count("GET", watch=True) == 1
+
+
 async def test_half_a_line_is_no_sign_of_life(server: FakeApiServer, client: Client) -> None:
     async with following(client, replace(QUICK, stall=0.1)) as follower:
         await until(watching(server))
