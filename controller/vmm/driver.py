@@ -6,8 +6,8 @@ new driver and adopts. Each has a deadline; ``Timeout`` means the effect is unkn
 decides anything, and none touches the record, the API or an Instance's disks.
 
 A driver is used by one event loop. Different VMMs may be driven at once; calls for one VMM come one
-at a time (events excepted). A call that the VMM's present state does not allow raises Retry (reason
-NotAllowed) and changes nothing: the guest may have moved since the caller's look. ``capabilities``
+at a time (events excepted). A call that the VMM's present state does not allow raises NotAllowed
+and changes nothing: the guest may have moved since the caller's look. ``capabilities``
 is data, so callers never ask a driver for its name.
 """
 
@@ -19,6 +19,7 @@ from typing import Protocol
 
 from controller.core.observed import Ending
 from controller.core.state import Edge, State
+from controller.errors import Retry
 from controller.host.process import Identity
 from controller.vmm.machine import Launch, Machine
 
@@ -74,6 +75,12 @@ class Handle:
     uid: str  # the Instance's
     identity: Identity
     run_dir: Path
+
+
+class NotAllowed(Retry):
+    """The VMM's present state does not allow the call, and nothing was done: look again."""
+
+    default_reason = "NotAllowed"
 
 
 class EventKind(Enum):

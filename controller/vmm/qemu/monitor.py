@@ -14,7 +14,6 @@ here: what commands mean.
 import asyncio
 import contextlib
 import logging
-import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
 
 from controller.errors import Retry, Timeout
+from controller.vmm.driver import NotAllowed
 
 COMMAND_SECONDS = 5.0
 CONNECT_SECONDS = 2.0
@@ -35,12 +35,6 @@ logging.getLogger(f"qemu.qmp.qmp_client.{_LIBRARY_LOG}").setLevel(logging.CRITIC
 
 OnQmpEvent = Callable[[str, Mapping[str, Any]], None]
 """Called with the event's name and data."""
-
-
-class Refused(Retry):
-    """The VMM understood the command and refused it: mostly, its state has moved since our look."""
-
-    default_reason = "NotAllowed"
 
 
 class _Client(QMPClient):  # type: ignore[misc]  # the library is not checked here
@@ -101,7 +95,7 @@ class Monitor:
     ) -> Any:
         """Run one command and return its answer.
 
-        Raises Timeout (the effect is unknown), Refused (no effect), Retry (connection lost: the
+        Raises Timeout (the effect is unknown), NotAllowed (no effect), Retry (connection lost: the
         effect is unknown too).
         """
         return await self._run(command, arguments, None, seconds)
@@ -132,7 +126,7 @@ class Monitor:
                 reason="VmmSilent",
             ) from None
         except ExecuteError as error:
-            raise Refused(
+            raise NotAllowed(
                 f"the VMM at {self.path} refused {command}: {error.error.desc}"
             ) from error
         except (QMPError, OSError, EOFError) as error:
@@ -151,22 +145,6 @@ class Monitor:
                 await asyncio.wait_for(client.disconnect(), _CLOSE_SECONDS)
         except TimeoutError:
             client.abort()
-
-
-def listen(path: Path) -> socket.socket:
-    """A listening unix socket at ``path``, to be inherited; a stale one is replaced.
-
-    With it the connection is ready before the process runs, so nothing polls. Raises OSError.
-    """
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.bind(str(path))
-        listener.listen(1)
-    except OSError:
-        listener.close()
-        raise
-    return listener
 
 
 def _cause(error: BaseException) -> str:
