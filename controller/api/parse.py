@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from controller.api.instance import Instance, InstanceSpec, InstanceStatus
+from controller.api.instance import Instance
 from controller.api.meta import Model, ObjectRef
+from controller.api.spec import InstanceSpec
+from controller.api.status import InstanceStatus
 from controller.errors import Rejected
 
 M = TypeVar("M", bound=Model)

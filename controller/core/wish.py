@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from controller.api.instance import InstanceSpec
 from controller.api.meta import parse_quantity
 from controller.api.parse import parse_spec
+from controller.api.spec import InstanceSpec
 from controller.core.desired import Desired, Hardware, RestartPolicy, Workload
 from controller.core.ownership import Object, mode, permit
 from controller.errors import Rejected

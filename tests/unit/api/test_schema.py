@@ -10,9 +10,10 @@ import yaml
 from click.testing import CliRunner
 from pydantic import ConfigDict
 
-from controller.api.instance import INSTANCE, ResourcesStatus
+from controller.api.instance import INSTANCE
 from controller.api.meta import Model
 from controller.api.schema import KINDS, crd, crd_yaml, file_name, structural
+from controller.api.status import ResourcesStatus
 from controller.cli.crds import crds
 from controller.core.desired import Hardware
 from controller.core.state import State
