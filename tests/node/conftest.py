@@ -21,10 +21,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def leak_scope(tmp_path_factory: pytest.TempPathFactory) -> leaks.Scope:
-    """What is ours in this run. Name cgroups and devices ``torpor-test-PID…`` to be seen."""
-    return leaks.Scope(
-        paths=(tmp_path_factory.getbasetemp(),), names=(f"torpor-test-{os.getpid()}",)
-    )
+    """What is ours in this run. Name cgroups, namespaces and devices ``ttPID-…`` to be seen."""
+    return leaks.Scope(paths=(tmp_path_factory.getbasetemp(),), names=(f"tt{os.getpid()}-",))
 
 
 @pytest.fixture(autouse=True)

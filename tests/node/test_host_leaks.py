@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from controller.host.process import Sandbox
 from tests import leaks
 
 pytestmark = pytest.mark.node
-NAME = f"torpor-test-{os.getpid()}"
+NAME = f"tt{os.getpid()}-x"  # a device name has 15 characters at most
 
 
 @contextmanager
@@ -45,10 +44,9 @@ def a_cgroup() -> Iterator[None]:
 
 @contextmanager
 def a_link(kind: list[str]) -> Iterator[None]:
-    name = NAME[:15]
-    subprocess.run(["ip", *kind, "add", "name", name, "mode", "tap"], check=True)
+    subprocess.run(["ip", *kind, "add", "name", NAME, "mode", "tap"], check=True)
     yield
-    subprocess.run(["ip", *kind, "del", "name", name, "mode", "tap"], check=True)
+    subprocess.run(["ip", *kind, "del", "name", NAME, "mode", "tap"], check=True)
 
 
 @contextmanager
@@ -99,7 +97,7 @@ def test_each_kind_of_leftover_is_seen(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="no TUN here")
 def test_network_device_is_seen(tmp_path: Path) -> None:
-    scope = leaks.Scope(paths=(tmp_path,), names=(NAME[:15],))
+    scope = leaks.Scope(paths=(tmp_path,), names=(NAME,))
     before = leaks.snapshot(scope)
     with a_link(["tuntap"]):
         assert seen(scope, before) == {"links"}
@@ -126,9 +124,3 @@ async def test_descendant_is_seen_and_a_zombie_is_not(tmp_path: Path) -> None:
     await process.wait_dead(child.pidfd)
     assert leaks.settle(before, scope) == []
     child.close()
-
-
-def test_a_look_is_cheap_beside_the_tests_it_guards(leak_scope: leaks.Scope) -> None:
-    start = time.perf_counter()
-    leaks.snapshot(leak_scope)
-    assert time.perf_counter() - start < 1  # some tens of ms; this only catches a disaster
