@@ -12,7 +12,7 @@ import pytest
 
 from controller.guest.artifacts import GuestArtifacts
 from controller.guest.channel import Channel
-from controller.guest.console import witnessed_exit
+from controller.guest.console import last_panic, witnessed_exit
 from controller.guest.report import Reports
 from controller.guest.wire import Frame, FrameType, Key, ReportKind, encode, pack
 from tests.node.bareguest import NONCE, BareGuest, artifacts, rootfs, running
@@ -307,3 +307,24 @@ def test_every_end_is_told_apart(
     assert reports.exit.message == message
     assert (reports.exit.code, reports.exit.signal, reports.exit.oom) == expected
     assert (reports.started is not None) == (expected[1] == 9)
+
+
+def test_power_off_from_inside_is_a_request_to_stop(
+    boot: GuestArtifacts, root: Path, tmp_path: Path
+) -> None:
+    script = "trap 'exit 5' TERM; poweroff; while :; do usleep 20000; done"
+    with running(tmp_path / "g", boot, root, "sh", "-c", script, stop_timeout=30.0) as guest:
+        reports = guest.wait()
+    assert reports.exit
+    assert (reports.exit.code, reports.exit.asked) == (5, True)
+
+
+def test_panic_resets_the_guest_and_its_reason_is_on_the_console(
+    boot: GuestArtifacts, root: Path, tmp_path: Path
+) -> None:
+    crash = "echo before; sleep 0.1; echo c > /proc/sysrq-trigger"
+    with running(tmp_path / "g", boot, root, "sh", "-c", crash) as guest:
+        reports = guest.wait()
+    assert reports.started
+    assert reports.exit is None
+    assert last_panic(guest.home / "console") == "sysrq triggered crash"
