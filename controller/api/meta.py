@@ -1,4 +1,4 @@
-"""What the kinds share: the model base, CEL rules, quantities, conditions, references.
+"""What the kinds share: the model base, CEL rules, quantities, conditions.
 
 What does not live here: any field of one kind, and the way from models to YAML (``schema``).
 """
@@ -143,14 +143,3 @@ class Condition(Model):
     """Why, as one CamelCase word that programs may rely on."""
     message: Annotated[str, Field(max_length=32768)]
     """Why, as one sentence for people."""
-
-
-class ObjectRef(Model):
-    """Which object: enough to name it to a person and to find it again."""
-
-    namespace: str
-    name: str
-    uid: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"

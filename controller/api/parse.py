@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from controller.api.instance import Instance
-from controller.api.meta import Model, ObjectRef
+from controller.api.meta import Model
 from controller.api.spec import InstanceSpec
 from controller.api.status import InstanceStatus
 from controller.errors import Rejected
@@ -32,16 +32,6 @@ def parse_spec(raw: Mapping[str, Any]) -> InstanceSpec:
 def parse_status(raw: Mapping[str, Any]) -> InstanceStatus:
     """The value of ``status``; an empty one for ``{}``. Raises Rejected(SpecInvalid)."""
     return _validate(InstanceStatus, raw, "status.")
-
-
-def ref_of(raw: Mapping[str, Any]) -> ObjectRef:
-    """Which object ``raw`` is, without looking at anything else in it."""
-    metadata = raw.get("metadata", {})
-    return ObjectRef(
-        namespace=metadata.get("namespace", ""),
-        name=metadata.get("name", ""),
-        uid=metadata.get("uid", ""),
-    )
 
 
 def to_wire(value: Model) -> dict[str, Any]:

@@ -16,10 +16,12 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from controller.api import FINALIZER, NODE_CONDITION, NODE_SERVICE_ACCOUNT, node_lease
+from controller.core.names import FINALIZER, node_lease
 from controller.local import binaries
 from controller.local.admin import Admin, Refused
 from controller.local.controlplane import ControlPlane
+from controller.local.nodes import AGENT_ACCOUNT
+from controller.node.kvm import CONDITION
 from tests.clusterkit import ROOT
 from tests.identities import (
     INSTANCES,
@@ -108,8 +110,8 @@ async def world(control_plane: ControlPlane) -> Any:
         namespace,
         here,
         there,
-        agent=Bearer(control_plane, token(control_plane, NODE_SERVICE_ACCOUNT, nodes[0])),
-        unbound=Bearer(control_plane, token(control_plane, NODE_SERVICE_ACCOUNT)),
+        agent=Bearer(control_plane, token(control_plane, AGENT_ACCOUNT, nodes[0])),
+        unbound=Bearer(control_plane, token(control_plane, AGENT_ACCOUNT)),
     )
     await _until_policies_act(result)
     yield result
@@ -380,14 +382,14 @@ def condition(kind: str) -> Object:
 
 def test_agent_may_set_its_condition_on_its_own_node(world: World) -> None:
     path = status(f"{NODES}/{world.here}")
-    allowed(world.agent("PATCH", path, condition(NODE_CONDITION), patch="strategic"))
-    again = {"status": {"conditions": [{"type": NODE_CONDITION, "status": "False"}]}}
+    allowed(world.agent("PATCH", path, condition(CONDITION), patch="strategic"))
+    again = {"status": {"conditions": [{"type": CONDITION, "status": "False"}]}}
     allowed(world.agent("PATCH", path, again, patch="strategic"))
 
 
 def test_agent_may_not_set_its_condition_on_another_node(world: World) -> None:
     path = status(f"{NODES}/{world.there}")
-    answer = world.agent("PATCH", path, condition(NODE_CONDITION), patch="strategic")
+    answer = world.agent("PATCH", path, condition(CONDITION), patch="strategic")
     refused(answer, "only to its own Node")
 
 
@@ -420,7 +422,7 @@ def test_agent_may_not_untaint_create_or_delete_nodes(world: World) -> None:
 
 def test_token_without_a_node_may_not_write_to_nodes(world: World) -> None:
     path = status(f"{NODES}/{world.here}")
-    answer = world.unbound("PATCH", path, condition(NODE_CONDITION), patch="strategic")
+    answer = world.unbound("PATCH", path, condition(CONDITION), patch="strategic")
     refused(answer, "only to its own Node")
 
 
@@ -516,7 +518,7 @@ def test_instances_in_kubernetes_own_namespaces_are_refused(world: World, tmp_pa
 
 # --- what RBAC alone gives -----------------------------------------------------------------------
 
-AGENT = f"system:serviceaccount:{SYSTEM}:{NODE_SERVICE_ACCOUNT}"
+AGENT = f"system:serviceaccount:{SYSTEM}:{AGENT_ACCOUNT}"
 OPERATOR = f"system:serviceaccount:{SYSTEM}:torpor-operator"
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from controller.api.instance import Instance
-from controller.api.parse import parse_instance, parse_spec, parse_status, ref_of, to_wire
+from controller.api.parse import parse_instance, parse_spec, parse_status, to_wire
 from controller.errors import Rejected
 
 RAW: dict[str, Any] = {
@@ -128,8 +128,3 @@ def test_stored_spec_that_breaks_the_rules_is_refused_by_field(
 def test_broken_status_is_refused_by_field() -> None:
     with pytest.raises(Rejected, match=r"^status\.epoch:"):
         parse_status({"epoch": 0})
-
-
-def test_reference_is_read_from_any_object() -> None:
-    assert str(ref_of(RAW)) == "team/web"
-    assert ref_of({"metadata": {"name": "n1"}}).namespace == ""
