@@ -13,8 +13,12 @@ from typing import Any
 
 import pytest
 
+from controller.core import wish
+from controller.images.reference import parse
 from controller.local.admin import Refused
 from controller.local.controlplane import ControlPlane
+from controller.operator import defaults
+from controller.settings import Defaults
 from tests.identities import INSTANCES, Object
 from tests.waiting import until
 
@@ -378,11 +382,20 @@ def test_refused(offer: Any, path: str, value: Any, words: tuple[str, ...]) -> N
     ("path", "value"), ACCEPTED.values(), ids=[claim.replace(" ", "_") for claim in ACCEPTED]
 )
 def test_accepted(offer: Any, path: str, value: Any) -> None:
-    offer(changed(path, value))
+    assert_readable(offer(changed(path, value)))
+
+
+def assert_readable(stored: Object) -> None:
+    """What the API server takes, the processes behind it can read."""
+    assert wish.desired(stored).generation == 1
+    parse(stored["spec"]["image"])
+    settled = defaults.hardware(stored["spec"], Defaults())
+    assert settled.memory % 2**20 == 0
+    assert settled.overlay % 2**20 == 0
 
 
 def test_good_object_is_accepted(offer: Any) -> None:
-    offer(GOOD)
+    assert_readable(offer(GOOD))
 
 
 def test_long_generated_name_is_cut_to_a_valid_one(offer: Any) -> None:
