@@ -359,7 +359,7 @@ async def test_leaving_the_selector_is_reported_as_gone(
         assert follower.names == ["a"]
 
 
-async def test_write_through_is_seen_at_once_and_its_echo_is_silent(
+async def test_write_through_is_seen_at_once_and_what_leads_up_to_it_is_no_step_back(
     server: FakeApiServer, client: Client
 ) -> None:
     server.put("pods", pod("a"))
@@ -367,6 +367,7 @@ async def test_write_through_is_seen_at_once_and_its_echo_is_silent(
         await until(watching(server))
         for watcher in server.watchers:
             watcher.muted = True
+        await client.patch(PODS, "a", {"spec": {"x": 0}}, namespace="ns")
         patched = await client.patch(PODS, "a", {"spec": {"x": 1}}, namespace="ns")
         uid = patched["metadata"]["uid"]
         follower.reflector.put(patched)
