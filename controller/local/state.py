@@ -8,6 +8,7 @@ wants to know.
 import json
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from controller.local import probe
 from controller.local.process import Supervised, terminate
 
 VERSION = 1
+LAST = ("kube-apiserver", "etcd")  # to end, in this order
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,14 @@ class State:
         return self.supervisor is not None and is_alive(self.supervisor)
 
     def end(self) -> None:
-        """End every process that still lives, last started first. For a dead supervisor's."""
-        for entry in reversed(self.processes):
-            if entry.who is not None:
-                terminate(entry.who, entry.stop_seconds)
+        """End every process that still lives; those that all others use come last."""
+        users = [entry for entry in self.processes if entry.name not in LAST]
+        with ThreadPoolExecutor(len(users) or 1) as pool:
+            list(pool.map(_end, users))
+        for name in LAST:
+            for entry in self.processes:
+                if entry.name == name:
+                    _end(entry)
 
 
 class StateFile:
@@ -95,6 +101,11 @@ def read(path: Path) -> State | None:
         return None
     except (ValueError, KeyError, TypeError) as err:
         raise Rejected(f"{path} is damaged ({err}); end the processes by hand, remove it") from err
+
+
+def _end(entry: Entry) -> None:
+    if entry.who is not None:
+        terminate(entry.who, entry.stop_seconds)
 
 
 def _entry(each: Supervised) -> Entry:
