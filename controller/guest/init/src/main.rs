@@ -52,7 +52,8 @@ fn main() {
 fn bring_up(supervisor: &mut Supervisor) -> Result<(), Fault> {
     let disk = setup::head(&setup::disk("config")?, config::MAX as u64)?;
     let config = config::decode(&disk).map_err(|what| Fault { errno: 22, what })?;
-    sys::set_hostname(&config.hostname).map_err(Fault::at("set the host name"))?;
+    std::fs::write("/proc/sys/kernel/hostname", &config.hostname)
+        .map_err(Fault::at("host name"))?;
     supervisor.configured(config);
     setup::root_file_system()?;
     setup::cgroup();

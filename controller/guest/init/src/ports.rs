@@ -145,18 +145,13 @@ pub struct Log {
 }
 
 impl Log {
-    /// Read one piece of output; false at its end or when there is none now.
-    pub fn pull(&mut self) -> Pulled {
+    /// Read one piece of output. Gives its size: 0 at the end, None when there is nothing now.
+    pub fn pull(&mut self) -> Option<usize> {
         let mut chunk = [0u8; 64 * 1024];
-        match (&self.output).read(&mut chunk) {
-            Ok(0) => Pulled::End,
-            Ok(count) => {
-                self.pump.push(&chunk[..count]);
-                self.flush();
-                Pulled::Some
-            }
-            Err(_) => Pulled::Nothing,
-        }
+        let count = (&self.output).read(&mut chunk).ok()?;
+        self.pump.push(&chunk[..count]);
+        self.flush();
+        Some(count)
     }
 
     pub fn flush(&mut self) {
@@ -170,11 +165,4 @@ impl Log {
             }
         }
     }
-}
-
-#[derive(PartialEq)]
-pub enum Pulled {
-    Some,
-    Nothing,
-    End,
 }

@@ -25,8 +25,12 @@ impl Fault {
 }
 
 /// A line on the console. A console that does not take it is no reason to stop.
+pub fn say(line: String) {
+    let _ = std::io::stderr().write_all((line + "\n").as_bytes());
+}
+
 pub fn warn(what: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "torpor-init: {}", what);
+    say(format!("torpor-init: {}", what));
 }
 
 /// Our own streams on the console, without ever waiting for it.
@@ -75,8 +79,8 @@ fn mount_all(root: &str, table: &[(&str, &str, u64, &str)]) {
 /// What init itself needs; before this there is not even a console.
 pub fn kernel_interfaces() {
     mount_all("", &INTERFACES);
-    if let Err(err) = sys::loopback_up() {
-        warn(format!("loopback: {}", err));
+    if let Err(err) = fs::write("/sys/class/net/lo/flags", "0x1") {
+        warn(format!("loopback up: {}", err));
     }
 }
 

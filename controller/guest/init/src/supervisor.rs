@@ -1,13 +1,13 @@
 //! The one loop: signals, workload output, the agent port, the power button; then the way out.
 
 use crate::config::Config;
-use crate::ports::{Agent, Log, Outbox, Pulled};
+use crate::ports::{Agent, Log, Outbox};
 use crate::setup::{self, warn, Fault};
-use crate::sys::{self, Epoll, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT};
+use crate::sys::{self, Epoll, EPOLLET, EPOLLIN, EPOLLOUT};
 use crate::wire::{encode, frame, int, key, kind, parse, Fields, Frame, PROTOCOL};
 use crate::workload::{self, Exit};
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
@@ -19,15 +19,9 @@ const LOG: u64 = 5;
 const BUTTON: u64 = 16; // and up
 
 /// The edge a port's state changes on: data, room, the host coming or going.
-const PORT_EVENTS: u32 = EPOLLIN | EPOLLOUT | EPOLLHUP | EPOLLET;
+const PORT_EVENTS: u32 = EPOLLIN | EPOLLOUT | EPOLLET;
 const REAP_DEADLINE: Duration = Duration::from_secs(5);
 const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
-
-/// What INFO tells.
-struct Facts {
-    kernel: String,
-    boot_id: String,
-}
 
 pub struct Supervisor {
     epoll: Epoll,
@@ -37,7 +31,7 @@ pub struct Supervisor {
     log: Log,
     buttons: Vec<File>,
     config: Config,
-    facts: Facts,
+    facts: Fields, // of this boot: kernel, init, boot id
     sequence: u32,
     pid: i32, // 0: not started
     status: Option<i32>,
@@ -61,10 +55,10 @@ impl Supervisor {
             }
         }
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim_end().to_string();
-        let facts = Facts {
-            kernel: read("/proc/sys/kernel/osrelease"),
-            boot_id: read("/proc/sys/kernel/random/boot_id"),
-        };
+        let facts = Fields::default()
+            .bytes(key::KERNEL, read("/proc/sys/kernel/osrelease").as_bytes())
+            .bytes(key::INIT, env!("CARGO_PKG_VERSION").as_bytes())
+            .bytes(key::BOOT_ID, read("/proc/sys/kernel/random/boot_id").as_bytes());
         Ok(Supervisor {
             epoll,
             signals,
@@ -84,11 +78,7 @@ impl Supervisor {
     }
 
     pub fn booted(&mut self) {
-        let fields = Fields::default()
-            .bytes(key::KERNEL, self.facts.kernel.as_bytes())
-            .bytes(key::INIT, env!("CARGO_PKG_VERSION").as_bytes())
-            .bytes(key::BOOT_ID, self.facts.boot_id.as_bytes());
-        self.report(kind::BOOTED, fields);
+        self.report(kind::BOOTED, self.facts.clone());
     }
 
     pub fn configured(&mut self, config: Config) {
@@ -166,7 +156,7 @@ impl Supervisor {
     }
 
     fn on_output(&mut self) {
-        if self.log.pull() == Pulled::End {
+        if self.log.pull() == Some(0) {
             self.epoll.remove(&self.log.output);
         }
     }
@@ -198,19 +188,13 @@ impl Supervisor {
     }
 
     fn hello(&self) -> Fields {
-        Fields::default()
-            .int(key::PROTOCOL, PROTOCOL)
-            .bytes(key::BOOT_ID, self.facts.boot_id.as_bytes())
-            .bytes(key::NONCE, &self.config.nonce)
+        self.facts.clone().int(key::PROTOCOL, PROTOCOL).bytes(key::NONCE, &self.config.nonce)
     }
 
     fn info(&self) -> Fields {
-        let mut fields = self
-            .hello()
-            .bytes(key::KERNEL, self.facts.kernel.as_bytes())
-            .bytes(key::INIT, env!("CARGO_PKG_VERSION").as_bytes())
-            .int(key::ASKED, i64::from(self.asked))
-            .int(key::LOST, self.log.pump.lost_in_all as i64);
+        let lost = self.log.pump.lost_in_all as i64;
+        let asked = i64::from(self.asked);
+        let mut fields = self.hello().int(key::ASKED, asked).int(key::LOST, lost);
         if self.pid > 0 {
             fields = fields.int(key::PID, i64::from(self.pid));
         }
@@ -273,17 +257,11 @@ impl Supervisor {
         let exit = self.exit.take().unwrap_or_else(|| Exit::from_status(status, kills, self.asked));
         self.exit = Some(exit.clone());
         self.kill_at = None;
-        while self.log.pull() == Pulled::Some {}
+        while self.log.pull().map_or(false, |count| count > 0) {}
         let fields = Fields::default().int(key::LOST, self.log.pump.lost_in_all as i64);
         self.report(kind::EXIT, ended(fields, &exit));
-        let nonce = String::from_utf8_lossy(&self.config.nonce).into_owned();
-        let _ = writeln!(
-            std::io::stderr(),
-            "torpor-exit {} code={} signal={}",
-            nonce,
-            exit.code,
-            exit.signal
-        );
+        let nonce = String::from_utf8_lossy(&self.config.nonce);
+        setup::say(format!("torpor-exit {} code={} signal={}", nonce, exit.code, exit.signal));
         self.flush_all();
         setup::power_off()
     }

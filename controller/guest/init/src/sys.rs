@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{Error, Result};
-use std::os::raw::{c_char, c_int, c_long, c_ulong, c_void};
+use std::os::raw::{c_char, c_int, c_long, c_ulong};
 use std::os::unix::io::{AsRawFd, FromRawFd, RawFd};
 
 extern "C" {
@@ -35,9 +35,6 @@ extern "C" {
     fn epoll_wait(ep: c_int, events: *mut EpollEvent, max: c_int, timeout: c_int) -> c_int;
     fn signalfd(fd: c_int, mask: *const SigSet, flags: c_int) -> c_int;
     fn sigprocmask(how: c_int, set: *const SigSet, old: *mut SigSet) -> c_int;
-    fn sethostname(name: *const c_char, length: usize) -> c_int;
-    fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
-    fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int;
     fn syscall(number: c_long, ...) -> c_long;
     fn reboot(command: c_int) -> c_int;
     fn sync();
@@ -57,7 +54,6 @@ pub const O_NOCTTY: c_int = 0o400;
 const O_CLOEXEC: c_int = 0o2000000;
 pub const EPOLLIN: u32 = 1;
 pub const EPOLLOUT: u32 = 4;
-pub const EPOLLHUP: u32 = 16;
 pub const EPOLLET: u32 = 1 << 31;
 pub const SIGINT: i32 = 2;
 pub const SIGKILL: i32 = 9;
@@ -250,23 +246,6 @@ pub fn signals(numbers: &[i32]) -> Result<File> {
 pub fn unblock_signals() {
     // SAFETY: 2 = SIG_SETMASK with an empty set
     unsafe { sigprocmask(2, &SigSet([0; 16]), std::ptr::null_mut()) };
-}
-
-pub fn set_hostname(name: &[u8]) -> Result<()> {
-    // SAFETY: pointer and length belong together
-    check(unsafe { sethostname(name.as_ptr().cast(), name.len()) })?;
-    Ok(())
-}
-
-/// Set IFF_UP on the loopback interface.
-pub fn loopback_up() -> Result<()> {
-    let mut request = [0u8; 40]; // struct ifreq: name[16], then flags
-    request[..2].copy_from_slice(b"lo");
-    request[16] = 1;
-    // SAFETY: a fresh descriptor (AF_INET, SOCK_DGRAM|CLOEXEC); 0x8914 = SIOCSIFFLAGS reads ifreq
-    let fd = unsafe { File::from_raw_fd(check(socket(2, 2 | O_CLOEXEC, 0))?) };
-    check(unsafe { ioctl(fd.as_raw_fd(), 0x8914, request.as_mut_ptr().cast()) })?;
-    Ok(())
 }
 
 pub fn load_module(file: &File) -> Result<()> {

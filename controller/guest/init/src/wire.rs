@@ -127,7 +127,7 @@ pub fn le32(bytes: &[u8]) -> u32 {
     u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub struct Fields(pub Vec<u8>);
 
 impl Fields {
