@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -191,21 +190,21 @@ async def test_a_clean_close_is_resumed_where_it_ended_and_without_a_list(
 async def test_a_server_that_closes_at_once_is_not_hammered(
     server: FakeApiServer, client: Client
 ) -> None:
+    began = time.monotonic()
     async with following(client, replace(QUICK, connect_spacing=0.1)):
-        began = time.monotonic()
         while server.count("GET", watch=True) < 4:
             server.cut()
             await asyncio.sleep(0)
-        assert time.monotonic() - began >= 0.25
+        assert time.monotonic() - began >= 0.3
 
 
 async def test_relists_keep_their_distance(server: FakeApiServer, client: Client) -> None:
     server.fail(410, watch=True, times=3)
+    began = time.monotonic()
     async with following(client, replace(QUICK, list_spacing=0.1)):
         await until(watching(server, 4))
-        lists = [seen.at for seen in server.requests if not seen.is_watch]
-        assert len(lists) == 4
-        assert all(b - a >= 0.09 for a, b in pairwise(lists))
+        assert server.count("GET") == 4
+        assert time.monotonic() - began >= 0.3
 
 
 async def test_a_stalled_stream_is_left_and_nothing_is_missed(
