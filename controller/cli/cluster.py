@@ -121,13 +121,16 @@ def down(directory: Path | None, purge: bool, guests: str | None) -> None:
 def usage(install: Install) -> str:
     """What a person types next."""
     home = install.directory
+    usual = home == _directory(None)
+    place = [] if usual else [f"  export TORPOR_DIR={home}"]
     return "\n".join(
         [
             f"The cluster is up. Nodes: {', '.join(install.node_names)}",
             f"Images: {install.registry_address}",
             "",
             f"  export KUBECONFIG={home / 'kubeconfig'}",
-            f"  export PATH={home / 'bin'}:$PATH      # kubectl, as new as the cluster",
+            f"  export PATH={home / 'bin'}:$PATH      # kubectl as new as the cluster, torpor",
+            *place,
             "  kubectl get nodes",
             "",
         ]

@@ -153,11 +153,15 @@ class Cluster:
         return self.install.directory / "nodes" / name
 
     def _link_tools(self) -> None:
+        """What a person types, in one directory for PATH; the plugin makes ``kubectl torpor``."""
         tools = self.install.directory / "bin"
         tools.mkdir(exist_ok=True)
-        link = tools / "kubectl"
-        link.unlink(missing_ok=True)
-        link.symlink_to(self._binaries["kubectl"])
+        scripts = Path(sys.executable).parent
+        targets = [self._binaries["kubectl"], scripts / "torpor", scripts / "kubectl-torpor"]
+        for target in targets:
+            link = tools / target.name
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)
 
 
 def state_path(directory: Path) -> Path:
