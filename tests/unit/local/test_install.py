@@ -5,9 +5,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 
 from controller.errors import Blocked, Rejected
 from controller.local import install as installs
+from controller.local.cluster import SOURCE
 from controller.local.install import MOST_NODES, Install, settle
 from controller.settings import NodeSettings, dump, load
 
@@ -94,3 +96,10 @@ def test_damaged_install_is_refused(place: Path) -> None:
     (place / "install.json").write_text("{}")
     with pytest.raises(Rejected, match="damaged"):
         installs.load(place)
+
+
+def test_examples_name_the_usual_registry() -> None:
+    manifests = sorted((SOURCE / "examples").glob("*/instance.yaml"))
+    images = [yaml.safe_load(text.read_text())["spec"]["image"] for text in manifests]
+    assert images
+    assert all(image.startswith(f"127.0.0.1:{installs.REGISTRY_PORT}/") for image in images)
