@@ -349,8 +349,9 @@ def _release(draft: Plan, desired: Desired, seen: Observed, now: float) -> Plan:
             return _wait(draft, now, "Unknown", _why_unknown(seen))
         case Lock.FREE:
             close = (CloseRun(),) if record.run_open else ()
-            ending = (DestroyDisks(), RemoveRecord(), DropFinalizer())
-            return replace(draft, steps=(*mark, *close, *ending))
+            disks = (DestroyDisks(),) if record.provisioned else ()
+            ending = (RemoveRecord(), DropFinalizer())
+            return replace(draft, steps=(*mark, *close, *disks, *ending))
         case _:
             return _bring_down(replace(draft, steps=mark), desired, record, seen, now)
 

@@ -125,7 +125,7 @@ class WriteTombstone(Step):
 
 
 class DestroyDisks(Step):
-    """Remove disks, logs and snapshots."""
+    """Remove disks, logs and snapshots; note in the record that they are gone."""
 
 
 class RemoveRecord(Step):

@@ -255,6 +255,7 @@ async def _destroy_disks(parts: Parts, desired: Desired, obj: Any, step: Step) -
     for folder in (places.disks(uid), places.logs(uid)):
         await asyncio.to_thread(files.remove_tree, folder)
     places.config(uid).unlink(missing_ok=True)
+    _update(parts, _record(parts, desired), provisioned=False)
 
 
 async def _remove_record(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:

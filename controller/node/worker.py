@@ -33,7 +33,16 @@ RETRY_FIRST, RETRY_LAST = 0.5, 60.0
 
 # Reasons of a transition under way: worth a write only when it takes long.
 UNDER_WAY = frozenset(
-    {"Reconciling", "Booting", "Stopping", "ImagePulling", "Unknown", "Unscheduled", "StaleView"}
+    {
+        "Reconciling",
+        "Booting",
+        "Stopping",
+        "ImagePulling",
+        "Unknown",
+        "Unscheduled",
+        "StaleView",
+        "KernelMissing",
+    }
 )
 
 
