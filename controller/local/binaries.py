@@ -85,7 +85,8 @@ def _on_path(names: tuple[str, ...], environ: Mapping[str, str]) -> dict[str, Pa
         version = None if path is None else _ask_version(name, path)
         if path is None or version is None or not suitable(name, version):
             return None
-        found[name] = Path(path)
+        # a cluster's own bin directory may be on PATH: never make a link to itself of it
+        found[name] = Path(path).resolve()
     return found
 
 

@@ -90,6 +90,15 @@ def test_unsuitable_version_on_path_is_passed_over(tmp_path: Path) -> None:
     assert {path.parent for path in found.values()} == {cache}
 
 
+def test_link_on_path_is_followed_to_the_program(tmp_path: Path) -> None:
+    """A cluster's own bin directory is on PATH, and the next start makes its links anew."""
+    cache = _install(build.key_dir(), *PROGRAMS)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "kubectl").symlink_to(cache / "kubectl")
+    found = binaries.find({"PATH": str(tmp_path / "bin")})
+    assert found["kubectl"] == (cache / "kubectl").resolve()
+
+
 def test_what_is_nowhere_is_left_out(tmp_path: Path) -> None:
     path = _install(tmp_path / "path", "etcd", version="3.6.0")
     assert set(binaries.find({"PATH": str(path)})) == {"etcd"}
