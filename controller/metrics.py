@@ -38,7 +38,7 @@ LEASE_HELD = Gauge("torpor_lease_held", "1 while this process holds the Lease", 
 
 INSTANCES = Gauge("torpor_instances", "Instances this process looks after", ("state",))
 TRANSITIONS = Counter(
-    "torpor_transitions_total", "Edges of the state graph taken", ("source", "target", "outcome")
+    "torpor_transitions_total", "Changes of state that were seen", ("source", "target")
 )
 STEP_SECONDS = Histogram("torpor_step_seconds", "One step of a plan", ("step",), buckets=_SECONDS)
 STEP_ERRORS = Counter("torpor_step_errors_total", "Steps that failed", ("step", "reason"))

@@ -100,7 +100,10 @@ class ExitRecord(_Part):
 
 
 class RunRecord(_Part):
-    """The open run: from PrepareRun to CloseRun."""
+    """The open run, from PrepareRun to CloseRun: the operation in flight, and how far it came.
+
+    Each mark is durable before the effect it announces.
+    """
 
     prepared: bool = False  # directories and config disk are made
     starting: bool = False  # a VMM may exist from here on
@@ -139,7 +142,6 @@ class Record(_Part):
     retry_after: Moment | None = None
     released: str | None = None
     disk_generation: int = 0
-    operation: str | None = None  # the step in flight, for people and for adoption's log
     tombstone: bool = False
 
 

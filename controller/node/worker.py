@@ -9,11 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from controller import metrics
 from controller.core import invariants, wish
 from controller.core.conditions import Failure
 from controller.core.desired import Desired
 from controller.core.observed import Observed
 from controller.core.plan import plan as make_plan
+from controller.core.state import State
 from controller.core.steps import DropFinalizer, Plan, Step
 from controller.errors import Blocked, Bug, Rejected, Retry, TorporError
 from controller.node import clock, report, tell
@@ -73,6 +75,7 @@ class Worker:
     parts: Parts
     intake: Intake
     tracks: dict[str, Track] = field(default_factory=dict)
+    states: dict[str, State] = field(default_factory=dict)
     contested: Callable[[], str | None] = lambda: None  # another agent serves this node: hands off
 
     async def reconcile(self, uid: str) -> float | None:
@@ -81,7 +84,7 @@ class Worker:
             return PROGRESS_EVERY
         obj = self.intake.get(uid)
         if obj is None:
-            self.tracks.pop(uid, None)
+            self._forget(uid)
             return None
         desired = replace(wish.desired(obj), draining=self.parts.memory.draining)
         track = self._track(uid, desired)
@@ -116,7 +119,24 @@ class Worker:
         hypervisor = desired.hardware.hypervisor if desired.hardware else ""
         plan = make_plan(desired, seen, clock.now(), self.parts.rules(hypervisor))
         invariants.check(plan, seen)
+        self._count(desired.uid, plan.origin)
         return Look(seen, plan)
+
+    def _count(self, uid: str, state: State) -> None:
+        """Keep the gauge of Instances by state, and count the hops that were seen."""
+        before = self.states.get(uid)
+        if before is state:
+            return
+        if before is not None:
+            metrics.INSTANCES.labels(before.value).dec()
+            metrics.TRANSITIONS.labels(before.value, state.value).inc()
+        metrics.INSTANCES.labels(state.value).inc()
+        self.states[uid] = state
+
+    def _forget(self, uid: str) -> None:
+        self.tracks.pop(uid, None)
+        if state := self.states.pop(uid, None):
+            metrics.INSTANCES.labels(state.value).dec()
 
     def _track(self, uid: str, desired: Desired) -> Track:
         track = self.tracks.setdefault(uid, Track())
@@ -130,7 +150,8 @@ class Worker:
     ) -> bool:
         log.info("%s/%s: %s: %s", desired.namespace, desired.name, step.name, plan.because)
         try:
-            await act(self.parts, desired, obj, step)
+            with metrics.STEP_SECONDS.labels(step.name).time():
+                await act(self.parts, desired, obj, step)
         except TimeoutError:
             failure = Retry(f"{step.name} took too long", reason="Timeout")
             self._failed(desired, step, failure, track)
@@ -143,6 +164,7 @@ class Worker:
 
     def _failed(self, desired: Desired, step: Step, err: TorporError, track: Track) -> None:
         stalled = isinstance(err, Blocked | Rejected | Bug)
+        metrics.STEP_ERRORS.labels(step.name, err.reason).inc()
         track.tries += 1
         delay = min(RETRY_LAST, RETRY_FIRST * 2.0 ** min(track.tries - 1, 16))
         if isinstance(err, Retry) and err.after is not None:
