@@ -15,6 +15,7 @@ from controller.core.observed import Observed, Recorded, Vmm
 from controller.core.ownership import ready_is_operators
 from controller.core.state import State
 from controller.core.steps import Plan
+from controller.errors import Rejected
 from controller.kube.client import Client
 from controller.kube.resources import INSTANCES
 from controller.node import clock
@@ -43,6 +44,21 @@ def status(
         "hypervisor": _hypervisor(seen, record),
         "image": {"digest": record.image_digest} if record and record.image_digest else None,
         "kernel": _kernel(record),
+    }
+
+
+def refusal(obj: Mapping[str, Any], err: Rejected) -> Status:
+    """The status of an object that cannot be read: Stalled until somebody corrects it."""
+    generation = obj["metadata"].get("generation", 0)
+    said = (
+        say.Condition("Ready", "False", err.reason, str(err)),
+        say.Condition("Stalled", "True", err.reason, str(err)),
+    )
+    before = (obj.get("status") or {}).get("conditions") or ()
+    owned = say.AGENT_OWNED - {"Exited", "RestartRequired"}
+    return {
+        "observedGeneration": generation,
+        "conditions": say.merge(before, said, owned, generation, clock.wall()),
     }
 
 

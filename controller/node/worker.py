@@ -86,7 +86,10 @@ class Worker:
         if obj is None:
             self._forget(uid)
             return None
-        desired = replace(wish.desired(obj), draining=self.parts.memory.draining)
+        try:
+            desired = replace(wish.desired(obj), draining=self.parts.memory.draining)
+        except Rejected as err:
+            return await self._refuse(obj, err)
         track = self._track(uid, desired)
         look = await self._look(desired)
         for _ in range(MAX_STEPS):
@@ -103,6 +106,13 @@ class Worker:
                 break
             obj = await self._progress(obj, desired, look, track)
         return await self._finish(obj, desired, look, track)
+
+    async def _refuse(self, obj: Object, err: Rejected) -> None:
+        """A stored object that no schema of ours allows: say so, leave its guest alone."""
+        log.error("%s", err)
+        written = await report.write(self.parts.client, obj, report.refusal(obj, err))
+        if written is not None:
+            self.intake.put(written)
 
     async def reap(self, desired: Desired) -> bool:
         """Take down what has no object any more; True when nothing is left of it on this host."""
