@@ -25,11 +25,13 @@ _LAST_WORDS_BYTES = 4096
 _LINE_LENGTH = 300
 # The world may change by itself: not the arguments' fault.
 _PASSING = re.compile(
-    r"Cannot allocate memory|lock|temporarily unavailable|No space left|Too many open files"
-    r"|Interrupted system call",
+    r"Cannot allocate memory|Failed to get .* lock|temporarily unavailable|No space left"
+    r"|Too many open files|Interrupted system call",
     re.IGNORECASE,
 )
-_TIMESTAMP = re.compile(r"^\S+Z ")
+_STAMP = re.compile(r"^\d{4}-\S+Z ")
+# "2026-01-01T00:00:00Z qemu: -blockdev {…}: " before the cause itself
+_PREAMBLE = re.compile(r"^(\S+Z )?(\S+: )?(-\w+ \{.*\}: )?")
 
 
 @contextlib.contextmanager
@@ -92,8 +94,15 @@ def _last_words(launch: Launch, before: int) -> str:
             tail = file.read(_LAST_WORDS_BYTES)
     except OSError:
         return ""
-    lines = [line for line in tail.decode(errors="replace").splitlines() if line.strip()]
-    words = _TIMESTAMP.sub("", lines[-1]) if lines else ""
+    return _sentence(tail.decode(errors="replace"))
+
+
+def _sentence(text: str) -> str:
+    """The last message of a log: its last line, or from the last timestamp on (QEMU's hints)."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    stamped = [n for n, line in enumerate(lines) if _STAMP.match(line)]
+    words = " ".join(lines[stamped[-1] :] if stamped else lines[-1:])
+    words = _PREAMBLE.sub("", words, count=1)
     return "".join(c for c in words if c.isprintable())[:_LINE_LENGTH]
 
 

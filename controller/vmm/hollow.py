@@ -40,6 +40,7 @@ PROGRAM = Path(__file__).with_name("hollow_process.py")
 VERSION = Version("1", "hollow-1")
 
 SECONDS = 5.0  # for any answer
+CONNECT_SECONDS = 2.0
 LINE_BYTES = 64 * 1024
 _EMPTY_IMAGE = "/dev/zero"
 _CONFIG_HEAD = struct.Struct("<8sIII")  # of the config disk: magic, version, length, checksum
@@ -297,7 +298,7 @@ class HollowDriver:
     async def _ready(self, handle: Handle) -> _Vmm:
         vmm = await self._vmms.find(handle)
         if not vmm.link.connected:
-            await self._connect(vmm, SECONDS)
+            await self._connect(vmm, CONNECT_SECONDS)
         return vmm
 
     async def _connect(self, vmm: _Vmm, seconds: float) -> None:

@@ -38,7 +38,7 @@ class HollowHerd(HollowDriver):
 
     async def kill(self, handle: Handle) -> None:
         """As the contract says, but by command."""
-        with contextlib.suppress(Gone, Retry):
+        with contextlib.suppress(Retry):
             await self._ask(handle, "kill")
         await self.release(handle.uid)
 

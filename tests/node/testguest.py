@@ -19,11 +19,12 @@ COMMAND_LINE = "console=ttyS0 reboot=t panic=-1 quiet random.trust_cpu=on"
 
 _INIT = rb"""#!/bin/busybox sh
 export PATH=/bin
-busybox mkdir -p /bin /proc /sys /dev
-busybox --install -s /bin
-mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev
+/bin/busybox mkdir -p /bin /proc /sys /dev
+/bin/busybox mount -t proc proc /proc
+/bin/busybox --install -s /bin
+mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev
 while read module; do
-  case $module in ext4*|erofs*|overlay*|jbd2*|mbcache*|vmw*|virtio_net*|virtio_balloon*) continue;; esac
+  case $module in ext4*|erofs*|overlay*|jbd2*|vmw*|virtio_net*|virtio_balloon*) continue;; esac
   insmod /modules/$module 2>/dev/null
 done < /modules/order
 for port in /sys/class/virtio-ports/*; do

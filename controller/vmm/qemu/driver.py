@@ -167,7 +167,11 @@ class QemuDriver:
             events = [{"capability": "events", "state": True}]
             await vmm.link.execute("migrate-set-capabilities", {"capabilities": events})
             await vmm.link.execute_with_fd("getfd", {"fdname": "state"}, fd)
-            await vmm.link.execute("migrate-incoming", {"uri": "fd:state"})
+            try:
+                await vmm.link.execute("migrate-incoming", {"uri": "fd:state"})
+            except NotAllowed:
+                await vmm.link.execute("closefd", {"fdname": "state"})
+                raise
             await self._loaded(vmm, vmm.link.loaded)
         finally:
             vmm.link.loaded = None
@@ -205,7 +209,7 @@ class QemuDriver:
             if status.done() or death.done():
                 raise Blocked(
                     f"the VMM of {vmm.handle.uid} refused the device state; its log says why",
-                    reason="DeviceStateNotAllowed",
+                    reason="DeviceStateRefused",
                 )
             raise Timeout(f"the VMM of {vmm.handle.uid} did not load its device state in time")
         finally:

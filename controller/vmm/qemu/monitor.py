@@ -126,9 +126,7 @@ class Monitor:
                 reason="VmmSilent",
             ) from None
         except ExecuteError as error:
-            raise NotAllowed(
-                f"the VMM at {self.path} refused {command}: {error.error.desc}"
-            ) from error
+            raise NotAllowed(f"the VMM at {self.path} refused {command}: {error}") from error
         except (QMPError, OSError, EOFError) as error:
             raise Retry(
                 f"connection to {self.path} was lost in {command}: {_cause(error)}",
