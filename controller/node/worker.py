@@ -89,7 +89,8 @@ class Worker:
         try:
             desired = replace(wish.desired(obj), draining=self.parts.memory.draining)
         except Rejected as err:
-            return await self._refuse(obj, err)
+            await self._refuse(obj, err)
+            return None
         track = self._track(uid, desired)
         look = await self._look(desired)
         for _ in range(MAX_STEPS):
