@@ -180,6 +180,7 @@ def _launch(parts: Parts, record: Record, lock: int, pipes: logs.LogPipes) -> La
         vmm_log=pipes.write_fd("vmm"),
         report=pipes.write_fd("report"),
         keep_open=tuple(pipes.read_fd(name) for name in _STREAM_NAMES),
+        vmm_log_file=parts.places.logs(record.uid) / "vmm.log",
         cgroup=Cgroup.create(parts.settings.cgroup_prefix, record.uid).path,
     )
 
