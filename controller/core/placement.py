@@ -176,9 +176,16 @@ def _scheduled(obj: Object, world: World) -> tuple[Action, ...]:
         if world.namespace_terminating:
             return (_evicting(obj, world, "its namespace is being deleted"),)
         return _lost(obj, world)
+    if _vanishing(held[0]):
+        return ()  # not asked to leave but taken away: its DELETED comes next
     if deleting(held[0]):
         return (_evicting(obj, world, "its reservation Pod is being deleted"),)
     return ()
+
+
+def _vanishing(pod: Object) -> bool:
+    """Deleted with no grace: by force, so there is nothing left to wait for."""
+    return deleting(pod) and pod["metadata"].get("deletionGracePeriodSeconds") == 0
 
 
 def _evicting(obj: Object, world: World, why: str) -> WriteStatus:

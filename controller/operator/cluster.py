@@ -143,7 +143,7 @@ def _trim_pod(pod: Object) -> Object:
     """Only what placement reads: a mirror of thousands of Pods stays small."""
     meta, status = pod["metadata"], pod.get("status") or {}
     kept = ("name", "namespace", "uid", "resourceVersion", "labels", "ownerReferences")
-    times = ("deletionTimestamp", "creationTimestamp")
+    times = ("deletionTimestamp", "deletionGracePeriodSeconds", "creationTimestamp")
     conditions = [c for c in status.get("conditions") or () if c.get("type") == "PodScheduled"]
     return {
         "metadata": {key: meta[key] for key in (*kept, *times) if key in meta},
