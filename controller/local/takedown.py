@@ -24,7 +24,7 @@ from controller.local.process import terminate
 
 DRAIN_SECONDS = 300.0
 SUPERVISOR_SECONDS = 90.0
-AGENT_SECONDS = 15.0  # for an agent that is being restarted
+AGENT_SECONDS = 15.0
 Progress = Callable[[str], None]
 
 
@@ -45,8 +45,15 @@ def drain(install: Install, progress: Progress) -> None:
     Raises Blocked when guests live on a node whose agent does not answer or could not stop them.
     """
     progress("stopping the guests")
+    running = state.read(state_path(install.directory))
+    # an agent that crashed just now is back in a moment, if there is somebody to restart it
+    patience = AGENT_SECONDS if running is not None and running.supervised else 0.0
     with ThreadPoolExecutor(install.options.nodes) as pool:
-        list(pool.map(lambda number: _drain_node(install, number), range(install.options.nodes)))
+        list(
+            pool.map(
+                lambda number: _drain_node(install, number, patience), range(install.options.nodes)
+            )
+        )
 
 
 def end_processes(directory: Path, progress: Progress) -> None:
@@ -114,10 +121,10 @@ def _uid(process: Path) -> int:
     return -1
 
 
-def _drain_node(install: Install, number: int) -> None:
+def _drain_node(install: Install, number: int, patience: float) -> None:
     settings = install.node_settings(number)
     path = settings.run_dir / "agent.sock"
-    deadline = time.monotonic() + AGENT_SECONDS
+    deadline = time.monotonic() + patience
     while (answer := _ask_drain(path)) is None:
         if not guests(install, number):
             return  # no agent, and nothing for it to stop
@@ -126,7 +133,7 @@ def _drain_node(install: Install, number: int) -> None:
                 f"{settings.node_name}: guests run but the agent does not answer on {path}; "
                 "torpor up again, or torpor down --guests leave"
             )
-        time.sleep(0.2)  # it may be between a crash and its restart
+        time.sleep(0.2)
     status, text = answer
     if status != 200:
         raise Blocked(f"{settings.node_name}: the agent could not stop its guests: {text[:300]}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from controller.host.process import is_alive
 from controller.local import install as installs
@@ -26,6 +27,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="torpor up needs root"),
     pytest.mark.timeout(300),
 ]
+EXAMPLE = ROOT / "examples" / "01-hello"
 NAMES = [
     "supervisor", "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler",
     "registry", "operator", "agent-node-1", "agent-node-2",
@@ -80,7 +82,9 @@ def place() -> Iterator[Torpor]:
     directory.parent.chmod(0o711)
     torpor = Torpor(directory)
     yield torpor
-    if installs.load(directory) is not None:
+    if (install := installs.load(directory)) is not None:
+        if takedown.guests(install):  # only an agent can stop them
+            torpor("up", "--detach", check=False)
         torpor("down", "--purge")
     shutil.rmtree(directory.parent, ignore_errors=True)
 
@@ -160,6 +164,29 @@ def test_down_leaves_nothing_running_and_up_finds_all_objects_again(torpor: Torp
     assert torpor.install == install, "ports and ids stay"
 
 
+def test_left_guest_is_adopted_and_a_stopped_one_starts_again(torpor: Torpor) -> None:
+    registry, kubectl = torpor.install.registry_address, torpor.kubectl()
+    subprocess.run(["sh", EXAMPLE / "build-image.sh", registry], check=True, timeout=120)
+    instance = yaml.safe_load((EXAMPLE / "instance.yaml").read_text())
+    instance["spec"]["image"] = f"{registry}/hello:1"
+    kubectl.apply(instance)
+    first = _vmm_of_ready(kubectl)
+
+    torpor("down", "--guests", "leave")
+    assert Path(f"/proc/{first}").exists()
+    assert torpor("down", check=False).returncode == 1, "nobody is there to stop it"
+    assert torpor("down", "--purge", check=False).returncode == 1, "its disk is in use"
+    torpor.up()
+    assert _vmm_of_ready(kubectl) == first
+
+    torpor("down", "--guests", "stop")
+    assert takedown.guests(torpor.install) == []
+    torpor.up()
+    assert _vmm_of_ready(kubectl) != first
+    kubectl("delete", "inst", "hello", "--timeout=60s")
+    assert takedown.guests(torpor.install) == []
+
+
 async def test_down_ends_what_a_killed_supervisor_left(torpor: Torpor) -> None:
     before = torpor.running
     assert before.supervisor is not None
@@ -190,3 +217,9 @@ def test_interrupted_foreground_up_takes_all_of_it_down(place: Torpor) -> None:
 def test_purge_removes_everything(place: Torpor) -> None:
     place("down", "--purge")
     assert not place.directory.exists()
+
+
+def _vmm_of_ready(kubectl: Kubectl) -> int:
+    """The pid of hello's VMM, once it is Ready for what is asked."""
+    kubectl("wait", "--for=condition=Ready", "inst/hello", "--timeout=55s")
+    return int(kubectl.json("get", "inst", "hello")["status"]["hypervisor"]["pid"])

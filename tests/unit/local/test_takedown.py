@@ -22,7 +22,6 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a process under anoth
 @pytest.fixture
 def install(place: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     monkeypatch.setattr(installs, "RUN_BASE", place / "r")
-    monkeypatch.setattr(takedown, "AGENT_SECONDS", 0.3)
     return settle(place / "cluster", registry_port=0)
 
 
