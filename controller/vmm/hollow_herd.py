@@ -19,8 +19,6 @@ from controller.vmm.hollow import LINE_BYTES, PROGRAM, SECONDS, HollowDriver, sy
 from controller.vmm.machine import Launch, Machine, socket_path
 
 SOCKET = "herd.sock"
-# One herd holds the descriptors of thousands of VMMs, some twenty each.
-_HERD_LIMITS = {resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: 500_000}
 
 
 class HollowHerd(HollowDriver):
@@ -70,10 +68,16 @@ class HollowHerd(HollowDriver):
         with sockets(self._home, (SOCKET,)) as (listener,), PROGRAM.open("rb") as program:
             process = await spawn(
                 [system_python(), "-I", "-S", "-", "--herd", str(listener)],
-                sandbox=Sandbox(launch.uid, launch.gid, launch.groups, rlimits=_HERD_LIMITS),
+                sandbox=Sandbox(launch.uid, launch.gid, launch.groups, rlimits=_limits()),
                 pass_fds=(listener,),
                 stdin=program.fileno(),
             )
         who_started = process.identity
         process.leave()
         return who_started
+
+
+def _limits() -> dict[int, int]:
+    """As many descriptors as this host lets us give: a VMM holds some twenty of them."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return {resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: most}

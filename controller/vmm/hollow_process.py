@@ -35,7 +35,6 @@ SIGTERM, ENOSYS = 15, 38
 LINE_BYTES = 4096
 FRAME_BYTES = 64 * 1024 + 5
 MAGIC = b"torpor hollow device state "
-PIPES = ("report", "console", "log")
 ROLES = ("monitor", "people", "channel")
 
 Field = tuple[int, int | bytes]
@@ -104,7 +103,7 @@ class Vmm:
         self.sequence = 0
         self.connections: list[Connection] = []
         self.nonce = str(config["nonce"]).encode()
-        for name in PIPES:
+        for name in ("report", "console", "log"):
             os.set_blocking(fds[name], False)
         # Opened as a real one does, so that a missing disk fails here and a busy one is busy.
         for path, mode in json.loads(str(config["disks"])):
@@ -363,6 +362,8 @@ def take(loop: Loop, listener: socket.socket) -> None:
     sock, _ = listener.accept()
     with sock:
         data, numbers, _, _ = socket.recv_fds(sock, 64 * 1024, 64)
+        if not data:  # who only asked whether we are there
+            return
         config = json.loads(data)
         fds = dict(zip(config["names"], numbers, strict=True))
         try:
@@ -390,7 +391,7 @@ def main() -> None:
         fault = Vmm(loop, config, fds).fault("start")
         if fault == "hang":
             time.sleep(1e9)
-        if fault:
+        elif fault:
             sys.exit("hollow: ordered to die at its start")
     loop.run()
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from controller.core.capacity import VMM_OVERHEAD
 from controller.core.state import State
 from controller.errors import Blocked, Bug, Retry, Timeout
 from controller.host.process import wait_dead
@@ -34,11 +35,7 @@ from controller.vmm.qemu.binary import Binary
 from controller.vmm.qemu.monitor import CONNECT_SECONDS, Monitor
 from controller.vmm.qemu.state import vmm_state
 
-MIB = 1024 * 1024
 STATE_SECONDS = 60.0  # saving and loading device state: milliseconds, unless the disk is slow
-
-# Measured as tests/node/test_qemu_memory.py does it; see there.
-MEMORY_OVERHEAD = 110 * MIB
 
 _CHANGES = frozenset({"SHUTDOWN", "RESET", "STOP", "RESUME", "GUEST_PANICKED"})
 _CHANNEL_PORT_ID = "port1"
@@ -81,7 +78,7 @@ class QemuDriver:
         snapshot=False,
         disk_bandwidth=True,
         max_volumes=MAX_VOLUMES,
-        memory_overhead=MEMORY_OVERHEAD,
+        memory_overhead=VMM_OVERHEAD["qemu"],
     )
 
     def __init__(self, binary: str = "qemu-system-x86_64", *, tb_size: int = 32) -> None:
