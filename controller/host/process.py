@@ -95,6 +95,16 @@ def is_alive(who: Identity) -> bool:
         os.close(pidfd)
 
 
+def is_stopped(who: Identity) -> bool:
+    """Whether ``who`` stands still: stopped by a signal, or by a debugger. False when it is gone."""
+    try:
+        stat = Path(f"/proc/{who.pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return int(fields[19]) == who.start_time and fields[0] in (b"T", b"t")
+
+
 def kill(who: Identity, sig: signal.Signals) -> None:
     """Send ``sig`` to ``who`` and to nobody else. Raises Gone when it is dead."""
     pidfd = open_pidfd(who)

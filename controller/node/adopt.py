@@ -11,11 +11,11 @@ import logging
 
 from controller.errors import TorporError
 from controller.host import logs, runlock
-from controller.host.process import is_alive
+from controller.host.process import Identity, is_alive
 from controller.node import starting
 from controller.node.observe import handle_of
 from controller.node.parts import Parts
-from controller.node.record import ProcessRecord, Record
+from controller.node.record import ProcessRecord, Record, VmmRecord
 from controller.vmm.machine import CHANNEL_SOCKET
 
 log = logging.getLogger(__name__)
@@ -62,9 +62,18 @@ async def keep_logs(parts: Parts, record: Record) -> None:
     except TorporError as err:
         log.warning("%s/%s: no log keeper: %s", record.namespace, record.name, err)
         return
+    _note_keeper(parts, record.uid, vmm, keeper)
+
+
+def _note_keeper(parts: Parts, uid: str, vmm: VmmRecord, keeper: Identity) -> None:
+    """Into the record as it is now: passes went on while the keeper was started."""
+    record = parts.records.get(uid)
+    run = record.open if isinstance(record, Record) else None
+    if not isinstance(record, Record) or run is None or run.vmm != vmm:
+        return
     kept = vmm.model_copy(update={"keeper": ProcessRecord.of(keeper)})
-    run = record.open.model_copy(update={"vmm": kept}) if record.open else None
-    parts.records.save(record.model_copy(update={"open": run}))
+    opened = run.model_copy(update={"vmm": kept})
+    parts.records.save(record.model_copy(update={"open": opened}))
 
 
 def _lives(parts: Parts, record: Record) -> bool:

@@ -32,6 +32,7 @@ from controller.node.guests import Guests
 from controller.node.intake import Intake
 from controller.node.parts import Parts
 from controller.node.places import Places
+from controller.node.pulse import Pulse
 from controller.node.record import Records
 from controller.node.sweep import Sweep
 from controller.node.worker import Worker
@@ -103,6 +104,7 @@ async def _agent(
             parts.events.run(),
             lease.run(),
             _kernels(parts, intake),
+            Pulse(parts, intake).run(),
             _sweep_after_sync(parts, intake, worker),
         ]
 

@@ -2,8 +2,8 @@
 
 An Instance of this host is an orphan when its object is absent from a full, fresh, error-free list
 of *all* Instances, and from a second one at least ``orphan_sweep_seconds`` later; the lists must be
-of the cluster this agent started with. A failed list proves nothing. The same walk keeps log
-keepers alive and gives back images and kernels that nothing needs.
+of the cluster this agent started with. A failed list proves nothing. The same walk gives back
+images and kernels that nothing needs.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from controller.core.observed import Unknown
 from controller.errors import Bug, TorporError
 from controller.host import files, runlock
 from controller.kube.resources import INSTANCES
-from controller.node import adopt, clock, identity
+from controller.node import clock, identity
 from controller.node.observe import hardware
 from controller.node.parts import Parts
 from controller.node.record import Record
@@ -43,8 +43,6 @@ class Sweep:
 
     async def once(self) -> tuple[str, ...]:
         """One walk. Returns the UIDs that were taken down."""
-        for record in self.parts.records.known():
-            await adopt.keep_logs(self.parts, record)
         await self._collect()
         missing = await self._missing()
         now = clock.now()
