@@ -96,7 +96,7 @@ def is_alive(who: Identity) -> bool:
 
 
 def is_stopped(who: Identity) -> bool:
-    """Whether ``who`` stands still: stopped by a signal, or by a debugger. False when it is gone."""
+    """Whether ``who`` stands still: stopped by a signal or a debugger. False when it is gone."""
     try:
         stat = Path(f"/proc/{who.pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):

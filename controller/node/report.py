@@ -11,7 +11,7 @@ from typing import Any
 from controller.core import conditions as say
 from controller.core.conditions import Failure
 from controller.core.desired import Desired
-from controller.core.observed import Observed, Recorded, Vmm
+from controller.core.observed import Observed, Recorded, Unknown, Vmm
 from controller.core.ownership import ready_is_operators
 from controller.core.state import State
 from controller.core.steps import Plan
@@ -41,7 +41,7 @@ def status(
         "startedAt": record.started_at if record else None,
         "stoppedAt": record.stopped_at if record else None,
         "exit": _exit(record),
-        "hypervisor": _hypervisor(seen, record),
+        "hypervisor": _hypervisor(seen, record, before),
         "image": {"digest": record.image_digest} if record and record.image_digest else None,
         "kernel": _kernel(record),
     }
@@ -121,7 +121,11 @@ def _exit(record: Recorded | None) -> Status | None:
     return said if ended.code is None else {"code": ended.code, **said}
 
 
-def _hypervisor(seen: Observed, record: Recorded | None) -> Status | None:
+def _hypervisor(
+    seen: Observed, record: Recorded | None, before: Mapping[str, Any]
+) -> Mapping[str, Any] | None:
+    if isinstance(seen.vmm, Unknown):
+        return before.get("hypervisor")  # it lives; what was known of it still holds
     if record is None or not isinstance(seen.vmm, Vmm):
         return None
     vmm = seen.vmm

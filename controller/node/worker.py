@@ -40,7 +40,6 @@ UNDER_WAY = frozenset(
         "Booting",
         "Stopping",
         "ImagePulling",
-        "Unknown",
         "Unscheduled",
         "StaleView",
         "KernelMissing",
