@@ -275,7 +275,10 @@ def _from_paused(
     if draft.target is State.RUNNING:
         return _storage(draft, seen, now) or replace(draft, steps=(ResumeVmm(),))
     # A paused guest hears nothing: press the button, let it go on, then ask it properly.
-    return replace(draft, steps=(OrderStop(), PowerDown(), ResumeVmm()))
+    guest = seen.guest if isinstance(seen.guest, Guest) else Guest()
+    order = () if record.stop_ordered else (OrderStop(),)
+    press = () if guest.stopping else (PowerDown(),)
+    return replace(draft, steps=(*order, *press, ResumeVmm()))
 
 
 def _from_shutdown(

@@ -187,8 +187,9 @@ async def _order_stop(parts: Parts, desired: Desired, obj: Any, step: Step) -> N
 
 
 async def _power_down(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
-    _, driver, handle = _vmm(parts, desired)
+    record, driver, handle = _vmm(parts, desired)
     await driver.power_down(handle)
+    parts.guests.note_stopping(record.uid)
 
 
 async def _shut_down_guest(parts: Parts, desired: Desired, obj: Any, step: ShutDownGuest) -> None:
@@ -302,3 +303,7 @@ _DO: dict[type[Step], Callable[[Parts, Desired, dict[str, Any], Any], Awaitable[
 }
 
 STEPS: tuple[type[Step], ...] = tuple(_DO)
+
+failpoint.register(
+    *(f"step.{step.__name__}.{when}" for step in STEPS for when in ("before", "after"))
+)

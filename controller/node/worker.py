@@ -92,10 +92,17 @@ class Worker:
             return None
         track = self._track(uid, desired)
         look = await self._look(desired)
+        last: Step | None = None
         for _ in range(MAX_STEPS):
             if not look.plan.steps or clock.now() < track.retry_at:
                 break
             step = look.plan.steps[0]
+            if step == last:
+                # It was done and the world is as before: do not spin, look again later.
+                failure = Retry(f"{step.name} changed nothing", reason="NoProgress")
+                self._failed(desired, step, failure, track)
+                break
+            last = step
             done = await self._step(desired, obj, look.plan, step, track)
             if done and isinstance(step, DropFinalizer):
                 return None
