@@ -211,7 +211,7 @@ class ControlPlane:
         return self._program(
             "kube-controller-manager",
             url,
-            *self._client_flags(self.ports.controller_manager),
+            *self._client_flags("kube-controller-manager", self.ports.controller_manager),
             f"--service-account-private-key-file={self.pki.sa_key}",
             f"--root-ca-file={self.pki.serving_ca}",
             f"--controllers={','.join(CONTROLLERS)}",
@@ -224,13 +224,17 @@ class ControlPlane:
 
     def _scheduler(self) -> Program:
         url = f"https://{LOOPBACK}:{self.ports.scheduler}/healthz"
-        return self._program("kube-scheduler", url, *self._client_flags(self.ports.scheduler))
+        flags = self._client_flags("kube-scheduler", self.ports.scheduler)
+        return self._program("kube-scheduler", url, *flags)
 
-    def _client_flags(self, port: int) -> tuple[str, ...]:
+    def _client_flags(self, name: str, port: int) -> tuple[str, ...]:
+        # users of their own, so that the audit log tells their writes from a person's
+        access = self.directory / "pki" / f"{name}.kubeconfig"
+        self.user_kubeconfig(access, f"system:{name}", "system:masters")
         return (
-            f"--kubeconfig={self.kubeconfig}",
-            f"--authentication-kubeconfig={self.kubeconfig}",
-            f"--authorization-kubeconfig={self.kubeconfig}",
+            f"--kubeconfig={access}",
+            f"--authentication-kubeconfig={access}",
+            f"--authorization-kubeconfig={access}",
             "--leader-elect=false",
             f"--bind-address={LOOPBACK}",
             f"--secure-port={port}",
