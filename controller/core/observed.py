@@ -76,12 +76,11 @@ class Vmm:
 
 @dataclass(frozen=True)
 class Guest:
-    """What the guest itself told of the current run, and what we told it."""
+    """What the guest itself told of the current run."""
 
     started: bool = False  # its workload runs
     exit: Exit | None = None  # its workload has ended (the VMM may live a moment longer)
     panic: str | None = None  # the kernel's last words, found on the console
-    stopping: bool = False  # it was asked to shut down
 
 
 @dataclass(frozen=True)
@@ -153,6 +152,7 @@ class Observed:
     kernel: str | Absent | Unknown  # version of the guest kernel a boot would take now
     overlay: bool | Unknown  # the writable disk exists and belongs to its VMM's uid
     snapshot: bool | Unknown = False  # a committed one for the current disk generation
+    stopping: bool = False  # this agent has told the guest of the open run to shut down
 
     @property
     def state(self) -> State:

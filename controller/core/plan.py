@@ -275,9 +275,8 @@ def _from_paused(
     if draft.target is State.RUNNING:
         return _storage(draft, seen, now) or replace(draft, steps=(ResumeVmm(),))
     # A paused guest hears nothing: press the button, let it go on, then ask it properly.
-    guest = seen.guest if isinstance(seen.guest, Guest) else Guest()
     order = () if record.stop_ordered else (OrderStop(),)
-    press = () if guest.stopping else (PowerDown(),)
+    press = () if seen.stopping else (PowerDown(),)
     return replace(draft, steps=(*order, *press, ResumeVmm()))
 
 
@@ -297,7 +296,7 @@ def _ladder(draft: Plan, desired: Desired, record: Recorded, seen: Observed, now
     deadline = ordered + desired.stop_timeout + FLUSH_SECONDS
     if now >= deadline:
         return replace(draft, steps=(KillVmm(),))
-    if not guest.stopping:
+    if not seen.stopping:
         left = max(0, min(desired.stop_timeout, int(deadline - FLUSH_SECONDS - now)))
         return replace(draft, steps=(ShutDownGuest(left),))
     message = f"{draft.because}: waiting for the guest to shut down"

@@ -59,6 +59,7 @@ async def observe(parts: Parts, desired: Desired) -> Observed:
         image=_image(parts, desired, record),
         kernel=_kernel(parts),
         overlay=_overlay(parts, record),
+        stopping=parts.guests.stopping(record.uid),
     )
 
 
@@ -172,7 +173,7 @@ def _guest(parts: Parts, record: Record, vmm: Vmm | Absent | Unknown) -> Guest |
         panic = last_panic(logs / "console.log") if over and ended is None else None
     except OSError as err:
         return Unknown(f"the guest's reports cannot be read: {err.strerror}")
-    return Guest(reports.started is not None, ended, panic, parts.guests.stopping(record.uid))
+    return Guest(reports.started is not None, ended, panic)
 
 
 def _image(parts: Parts, desired: Desired, record: Record | None) -> ImageFact | Unknown:
