@@ -25,7 +25,7 @@ from controller.core.observed import (
 )
 from controller.core.state import State
 from controller.errors import TorporError
-from controller.guest.console import last_panic
+from controller.guest.console import last_panic, witnessed_exit
 from controller.guest.report import read_reports
 from controller.host import runlock
 from controller.host.process import boot_id
@@ -168,12 +168,15 @@ def _guest(parts: Parts, record: Record, vmm: Vmm | Absent | Unknown) -> Guest |
     logs = parts.places.run_logs(record)
     try:
         reports = read_reports(logs / "report.log")
-        ended = Exit(reports.exit.code, reports.exit.message) if reports.exit else None
+        ended, panic = reports.exit, None
         over = not isinstance(vmm, Vmm) or vmm.state is State.SHUTDOWN
-        panic = last_panic(logs / "console.log") if over and ended is None else None
+        if over and ended is None:  # the second witness
+            console = logs / "console.log"
+            ended, panic = witnessed_exit(console, record.open.nonce), last_panic(console)
     except OSError as err:
         return Unknown(f"the guest's reports cannot be read: {err.strerror}")
-    return Guest(reports.started is not None, ended, panic)
+    exited = Exit(ended.code, ended.message) if ended else None
+    return Guest(reports.started is not None, exited, panic)
 
 
 def _image(parts: Parts, desired: Desired, record: Record | None) -> ImageFact | Unknown:

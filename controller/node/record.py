@@ -105,6 +105,7 @@ class RunRecord(_Part):
     Each mark is durable before the effect it announces.
     """
 
+    nonce: str = ""  # names this boot to the guest, and its words on the console to us
     prepared: bool = False  # directories and config disk are made
     starting: bool = False  # a VMM may exist from here on
     vmm: VmmRecord | None = None

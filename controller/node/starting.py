@@ -17,7 +17,7 @@ from controller.core.names import machine_id
 from controller.errors import Blocked, Bug, Retry
 from controller.guest import configdisk
 from controller.guest.artifacts import GuestArtifacts
-from controller.host import files, logs, runlock
+from controller.host import failpoint, files, logs, runlock
 from controller.host.cgroup import Cgroup
 from controller.host.spawn import Sandbox
 from controller.images.image import Image, ImageConfig
@@ -38,6 +38,9 @@ from controller.vmm.machine import Disk, Launch, Machine
 KEEPER = Sandbox(uid=0, gid=0)
 RUNS_KEPT = 2  # console and report of the current run and of the one before
 REPORT_BYTES = 64 * 1024
+
+# Between them the log keeper lives and the VMM may, and nobody has noted who they are.
+failpoint.register("start.before-spawn", "start.spawned")
 
 
 async def prepare(parts: Parts, desired: Desired, record: Record) -> Record:
@@ -81,7 +84,7 @@ def guest_config(desired: Desired, record: Record, image: ImageConfig) -> config
     return configdisk.GuestConfig(
         hostname=record.name,
         machine_id=machine_id(record.uid),
-        nonce=os.urandom(16).hex(),
+        nonce=record.open.nonce if record.open else "",
         argv=argv,
         env=tuple(env.items()),
         workdir=image.workdir,
@@ -106,7 +109,9 @@ async def start(parts: Parts, record: Record) -> Record:
     with _run_lock(parts.places.lock(record.uid)) as lock, closing(logs.LogPipes(outputs)) as pipes:
         keeper = await logs.start_keeper(pipes, outputs, binary=parts.keeper, sandbox=KEEPER)
         inodes = {stream.name: pipes.inode(stream.name) for stream in outputs}
+        failpoint.hit("start.before-spawn")
         handle = await driver.start(machine, _launch(parts, record, lock, pipes))
+        failpoint.hit("start.spawned")
     vmm = VmmRecord(
         process=ProcessRecord.of(handle.identity), keeper=ProcessRecord.of(keeper), pipes=inodes
     )
