@@ -75,20 +75,30 @@ class HeldVmms(Generic[L]):
 
     async def release(self, uid: str) -> None:
         """Let go of the VMM of ``uid``; it lives on."""
-        held = self._held.pop(uid, None)
+        held = self._held.get(uid)
         if held is None:
             return
+        if held.process.dead and held.watch is not None:
+            await self.bury(uid)
+            return
+        del self._held[uid]
         if held.watch is not None:
             held.watch.cancel()
         await held.link.close()
         held.process.leave()
 
+    async def bury(self, uid: str) -> None:
+        """Return once nothing is held of a dead VMM, and its death is told."""
+        held = self._held.get(uid)
+        if held is not None and held.watch is not None and held.process.dead:
+            await asyncio.wait({held.watch})
+
     async def _tell_death(self, held: Held[L]) -> None:
         await held.process.wait()
-        if self._held.get(held.handle.uid) is held:
-            del self._held[held.handle.uid]
         self.on_event(held.handle.uid, EventKind.DIED)
         await held.link.close()
+        if self._held.get(held.handle.uid) is held:
+            del self._held[held.handle.uid]
         held.process.close()
 
 

@@ -224,6 +224,7 @@ class HollowDriver:
     async def kill(self, handle: Handle) -> None:
         """As the contract says."""
         await kill(handle)
+        await self._vmms.bury(handle.uid)
 
     async def save(self, handle: Handle, fd: int) -> None:
         """As the contract says."""

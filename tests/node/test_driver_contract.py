@@ -288,6 +288,7 @@ async def test_a_vmm_whose_starter_was_killed_is_adopted_unharmed(rig: Rig) -> N
     os.kill(int(pid), signal.SIGKILL)
     await until(lambda: heard.has(run, EventKind.DIED), 1.0)
     assert not run.locked
+    await driver.release(run.machine.uid)
 
 
 async def test_another_instances_vmm_is_a_bug_and_left_alone(

@@ -138,6 +138,7 @@ class QemuDriver:
     async def kill(self, handle: Handle) -> None:
         """As the contract says."""
         await kill(handle)
+        await self._vmms.bury(handle.uid)
 
     async def save(self, handle: Handle, fd: int) -> None:
         """As the contract says. Takes milliseconds; the guest stays paused whatever happens."""
