@@ -29,6 +29,8 @@ _PASSING = re.compile(
     r"|Too many open files|Interrupted system call",
     re.IGNORECASE,
 )
+# QEMU complains that /dev/zero has no length, at each start without an image; it goes on.
+_NOISE = frozenset({"ftruncate: Invalid argument"})
 _STAMP = re.compile(r"^\d{4}-\S+Z ")
 # "2026-01-01T00:00:00Z qemu: -blockdev {…}: " before the cause itself
 _PREAMBLE = re.compile(r"^(\S+Z )?(\S+: )?(-\w+ \{.*\}: )?")
@@ -94,12 +96,12 @@ def _last_words(launch: Launch, before: int) -> str:
             tail = file.read(_LAST_WORDS_BYTES)
     except OSError:
         return ""
-    return _sentence(tail.decode(errors="replace"))
+    return last_message(tail.decode(errors="replace"))
 
 
-def _sentence(text: str) -> str:
+def last_message(text: str) -> str:
     """The last message of a log: its last line, or from the last timestamp on (QEMU's hints)."""
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.splitlines() if line.strip() and line not in _NOISE]
     stamped = [n for n, line in enumerate(lines) if _STAMP.match(line)]
     words = " ".join(lines[stamped[-1] :] if stamped else lines[-1:])
     words = _PREAMBLE.sub("", words, count=1)
