@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.api import instance
+from controller.api import spec
 from controller.errors import Rejected
 from controller.images.reference import Reference, is_digest, parse
 
@@ -99,7 +99,7 @@ def test_nothing_is_accepted_here_that_the_schema_refuses(text: str) -> None:
         parse(text)
     except Rejected:
         return
-    pattern = instance._IMAGE.replace("\\\\", "\\")  # there it is written inside a CEL string
+    pattern = spec._IMAGE.replace("\\\\", "\\")  # there it is written inside a CEL string
     assert re.fullmatch(pattern, text)
     assert not re.match(instance._TRANSPORT, text)
 
