@@ -101,7 +101,7 @@ def test_nothing_is_accepted_here_that_the_schema_refuses(text: str) -> None:
         return
     pattern = spec._IMAGE.replace("\\\\", "\\")  # there it is written inside a CEL string
     assert re.fullmatch(pattern, text)
-    assert not re.match(instance._TRANSPORT, text)
+    assert not re.match(spec._TRANSPORT, text)
 
 
 def test_pinning_drops_the_tag() -> None:
