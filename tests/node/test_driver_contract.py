@@ -503,7 +503,8 @@ async def test_device_state_is_saved_and_loads_into_a_new_vmm(
     assert path.stat().st_size > 20
     assert (await driver.state(vmm)).state is State.PAUSED
 
-    twin = rig.run(disks=_copies(rig, booted), incoming=True)
+    image = sparse(rig.home / "image", booted.machine.hardware.memory)
+    twin = rig.run(disks=_copies(rig, booted), incoming=True, memory_image=image)
     hardware = booted.machine.hardware
     twin.machine = dataclasses.replace(twin.machine, hardware=hardware)
     await rig.start(driver, twin)
