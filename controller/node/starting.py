@@ -103,8 +103,9 @@ def command_line(said: Workload, image: ImageConfig) -> tuple[str, ...]:
 async def start(parts: Parts, record: Record) -> Record:
     """Spawn the VMM of the prepared run, Created, and note who it is."""
     driver = parts.driver(record.hardware.hypervisor)
-    machine = machine_of(parts, record)
+    # Before anything that may fail: a run that cannot be started is closed, and prepared anew.
     record = _journal(parts, record, starting=True)
+    machine = machine_of(parts, record)
     outputs = streams(parts, record)
     with _run_lock(parts.places.lock(record.uid)) as lock, closing(logs.LogPipes(outputs)) as pipes:
         keeper = await logs.start_keeper(pipes, outputs, binary=parts.keeper, sandbox=KEEPER)
