@@ -362,8 +362,9 @@ def _matcher(namespace: str, query: dict[str, str]) -> Callable[[Object], bool]:
         metadata = obj["metadata"]
         if namespace and metadata.get("namespace") != namespace:
             return False
-        if any((metadata.get("labels") or {}).get(key) != value for key, value in labels):
-            return False
+        given = metadata.get("labels") or {}
+        if any(key not in given or value not in ("", given[key]) for key, value in labels):
+            return False  # a key alone asks that it is there
         return all(_field(obj, key) == value for key, value in fields)
 
     return matches
