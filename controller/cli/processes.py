@@ -51,3 +51,5 @@ def _log(level: str) -> None:
         level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     )
     logging.getLogger("kopf").setLevel(logging.WARNING)
+    # it warns that signals are not its own, which is how we run it
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)

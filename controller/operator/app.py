@@ -10,7 +10,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Coroutine
+import threading
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -69,25 +70,24 @@ async def _serve(settings: OperatorSettings, client: Client, stop: asyncio.Event
         address=settings.probe_address,
     )
     await health.start()
+    stop_kopf = threading.Event()
     work: list[Coroutine[Any, Any, Any]] = [
+        stop.wait(),
         *(reflector.run() for reflector in cluster.reflectors),
         run_workers(queue, instances.reconcile, settings.workers),
         events.run(),
         _lead(lease, cluster, instances),
-        _watch(instances, stop),
-        stop.wait(),
     ]
     tasks = [asyncio.create_task(each) for each in work]
+    kopfs = asyncio.create_task(_watch(instances, stop_kopf))
     try:
         # The first one to end is either the order to stop or a defect: end with it.
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait([*tasks, kopfs], return_when=asyncio.FIRST_COMPLETED)
     finally:
-        stop.set()  # kopf ends itself when told; cancelling it would leave its threads behind
-        kopfs = tasks[-2]
+        stop_kopf.set()
         for task in tasks:
-            if task is not kopfs:
-                task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            task.cancel()
+        await asyncio.gather(*tasks, kopfs, return_exceptions=True)
         await health.close()
     for task in done:
         task.result()
@@ -101,8 +101,27 @@ async def _lead(lease: LeaderLease, cluster: Cluster, instances: Instances) -> N
         await lease.run(lambda: log.error("leadership lost; waiting to lead again"))
 
 
-async def _watch(instances: Instances, stop: asyncio.Event) -> None:
-    """kopf's part: log in, list and watch Instances, hand every event on."""
+async def _watch(instances: Instances, stop: threading.Event) -> None:
+    """kopf's part: log in, list and watch Instances, hand every event on to our loop.
+
+    It has a thread and a loop of its own, because at its end it waits for, and then cancels, every
+    task of its loop that is younger than itself.
+    """
+    loop = asyncio.get_running_loop()
+
+    def saw(kind: str | None, obj: Any) -> None:
+        if kind == "DELETED":
+            instances.lost(obj["metadata"]["uid"])
+        else:
+            instances.watched(obj)
+
+    def hand_on(kind: str | None, obj: Any) -> None:
+        loop.call_soon_threadsafe(saw, kind, obj)
+
+    await asyncio.to_thread(_run_kopf, hand_on, stop)
+
+
+def _run_kopf(hand_on: Callable[[str | None, Any], None], stop: threading.Event) -> None:
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -111,18 +130,16 @@ async def _watch(instances: Instances, stop: asyncio.Event) -> None:
 
     @kopf.on.event(*INSTANCES, registry=registry)
     async def saw(event: kopf.RawEvent, **_: Any) -> None:
-        obj: Any = event["object"]
-        if event["type"] == "DELETED":
-            instances.lost(obj["metadata"]["uid"])
-        else:
-            instances.watched(obj)
+        hand_on(event["type"], event["object"])
 
-    await kopf.operator(
-        registry=registry,
-        settings=kopf_settings(),
-        clusterwide=True,
-        standalone=True,
-        stop_flag=stop,
+    asyncio.run(
+        kopf.operator(
+            registry=registry,
+            settings=kopf_settings(),
+            clusterwide=True,
+            standalone=True,
+            stop_flag=stop,
+        )
     )
 
 
