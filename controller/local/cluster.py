@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from controller.errors import Blocked, Rejected
+from controller.guest.kernel import KernelStore
 from controller.host.files import write_atomic
 from controller.host.process import identity
 from controller.local import install as installs
@@ -31,7 +32,8 @@ from controller.local.nodes import (
 )
 from controller.local.probe import LOOPBACK
 from controller.local.process import Program, Supervised
-from controller.settings import dump
+from controller.local.setup.machine import kernels_dir
+from controller.settings import NodeSettings, dump
 
 SOURCE = Path(__file__).resolve().parents[2]
 AGENT_READY_SECONDS = 60.0
@@ -123,12 +125,21 @@ class Cluster:
 
     def _agent(self, number: int, name: str) -> Program:
         home = self._node_dir(name)
-        settings = self.install.node_settings(number)
+        settings = self._with_kernel(self.install.node_settings(number))
         settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
         write_atomic(home / "config.yaml", dump(settings).encode())
         self.plane.token_kubeconfig(home / "kubeconfig", home / "token")
         probe = f"http://{LOOPBACK}:{settings.metrics_port}/readyz"
         return self._ours(f"agent-{name}", "node", home / "config.yaml", home / "kubeconfig", probe)
+
+    @staticmethod
+    def _with_kernel(settings: NodeSettings) -> NodeSettings:
+        """The guest kernel that setup has fetched, so that no agent fetches its own again."""
+        kernel = KernelStore(kernels_dir()).current()
+        if kernel is None:
+            return settings
+        found = {"kernel": kernel.vmlinuz, "kernel_modules": kernel.modules}
+        return settings.model_copy(update=found)
 
     def _operator(self) -> Program:
         home = self.install.directory
