@@ -15,10 +15,10 @@ def ending_of(seen: Observed, record: Recorded) -> Exit:
     guest = seen.guest if isinstance(seen.guest, Guest) else Guest()
     if guest.exit is not None:
         return guest.exit
-    if record.rebooted:
-        return Exit(None, "the host was rebooted", reboot=True)
     if guest.panic is not None:
         return Exit(None, f"kernel panic: {guest.panic}")
+    if record.rebooted:
+        return Exit(None, "the host was rebooted", reboot=True)
     return _from_vmm(seen.vmm.ending if isinstance(seen.vmm, Vmm) else Ending.DIED)
 
 

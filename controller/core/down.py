@@ -1,0 +1,152 @@
+"""The way down: how a guest is stopped, how an ended run is closed, how an Instance is deleted.
+
+An ordered stop is finished whatever is asked for meanwhile: a guest that was told to shut down
+cannot be told otherwise, so it is brought down and, if it is to run, booted again. The exit of a
+run is written down before its last witness goes, and not while a witness cannot be heard. What
+does not live here: when to stop (``plan``), and what an exit means (``exits``).
+"""
+
+from dataclasses import replace
+
+from controller.core import exits
+from controller.core.backoff import Backoff
+from controller.core.desired import Desired
+from controller.core.observed import Absent, Guest, Lock, Observed, Recorded, Unknown
+from controller.core.state import State
+from controller.core.steps import (
+    CloseRun,
+    DestroyDisks,
+    DropFinalizer,
+    KillVmm,
+    OrderStop,
+    Plan,
+    PowerDown,
+    RemoveRecord,
+    ResumeVmm,
+    ShutDownGuest,
+    Step,
+    Waiting,
+    WriteTombstone,
+)
+
+# A guest that was told to stop may still flush its disks for this long after its grace period.
+FLUSH_SECONDS = 5.0
+# Nothing tells us when these change, so they are looked at again.
+LOOK_AGAIN_SECONDS = 2.0
+
+
+def going_down(record: Recorded, seen: Observed) -> bool:
+    """Whether the guest that runs (or is paused) has ended, or was told to end."""
+    ended = isinstance(seen.guest, Guest) and seen.guest.exit is not None
+    return record.stop_ordered or ended
+
+
+def stop(
+    draft: Plan, desired: Desired, record: Recorded, seen: Observed, now: float, backoff: Backoff
+) -> Plan:
+    """The ladder down from a guest that runs or is paused: ask, wait, kill at the deadline."""
+    ended = isinstance(seen.guest, Guest) and seen.guest.exit is not None
+    if ended and _unnoted(record):
+        return note_end(draft, desired, record, seen, now, backoff)
+    paused = draft.origin is State.PAUSED
+    grace = _grace(desired, record, now)
+    # A paused guest hears nothing: press the button and let it go on.
+    press: Step = PowerDown() if paused else ShutDownGuest(grace)
+    tell = () if seen.stopping or ended else (press,)
+    go_on = (ResumeVmm(),) if paused else ()
+    if not record.stop_ordered:
+        return replace(draft, steps=(OrderStop(), *tell, *go_on))
+    deadline = _deadline(desired, record)
+    if now >= deadline:
+        return replace(draft, steps=(KillVmm(),))
+    if steps := (*tell, *go_on):
+        return replace(draft, steps=steps)
+    message = f"{draft.because}: waiting for the guest to shut down"
+    return replace(draft, waiting=Waiting("Stopping", message), wake_at=deadline)
+
+
+def close(
+    draft: Plan, desired: Desired, record: Recorded, seen: Observed, now: float, backoff: Backoff
+) -> Plan:
+    """From a VMM that has shut down, or is gone, to a closed run."""
+    last: Step = CloseRun() if seen.lock is Lock.FREE else KillVmm()
+    if not _unnoted(record):
+        return replace(draft, steps=(last,))
+    noted = note_end(draft, desired, record, seen, now, backoff)
+    return replace(noted, steps=(*noted.steps, last)) if noted.steps else noted
+
+
+def note_end(
+    draft: Plan, desired: Desired, record: Recorded, seen: Observed, now: float, backoff: Backoff
+) -> Plan:
+    """Write down how the run ended; wait while its witness cannot be heard."""
+    if isinstance(seen.guest, Unknown):
+        return wait(draft, now, "Unknown", seen.guest.why)
+    return replace(draft, steps=(exits.note(desired.restart, seen, record, now, backoff),))
+
+
+def discard(draft: Plan, record: Recorded) -> Plan:
+    """Kill a VMM whose guest is not to be asked; that it ends is our order, not an exit."""
+    if record.boot_ordered and not record.stop_ordered:
+        # alone: a running guest is never killed in the pass that ordered its stop
+        return replace(draft, steps=(OrderStop(),))
+    return replace(draft, steps=(KillVmm(),))
+
+
+def release(draft: Plan, desired: Desired, seen: Observed, now: float, backoff: Backoff) -> Plan:
+    """Deletion: a state to reach like any other."""
+    record = seen.record
+    if isinstance(record, Absent):
+        if seen.lock is Lock.FREE:
+            return replace(draft, origin=State.ABSENT, steps=(DropFinalizer(),))
+        return wait(draft, now, "Unknown", "a VMM lives that has no record; it is left alone")
+    if not isinstance(record, Recorded):
+        return wait(draft, now, record.reason, record.why, stalled=record.stalled)
+    mark = () if record.tombstone else (WriteTombstone(),)
+    match seen.lock:
+        case Lock.UNKNOWN:
+            return wait(draft, now, "Unknown", why_unknown(seen))
+        case Lock.FREE:
+            end = (CloseRun(),) if record.run_open else ()
+            disks = (DestroyDisks(),) if record.provisioned else ()
+            ending = (RemoveRecord(), DropFinalizer())
+            return replace(draft, steps=(*mark, *end, *disks, *ending))
+        case _ if draft.origin is not State.RUNNING:
+            # Nothing in it can be asked. Its process is: the kill proves whose it is first.
+            return replace(draft, steps=(*mark, KillVmm()))
+    asked = stop(draft, desired, record, seen, now, backoff)
+    return replace(asked, steps=(*mark, *asked.steps))
+
+
+def wait(draft: Plan, now: float, reason: str, message: str, *, stalled: bool = False) -> Plan:
+    """``draft`` with nothing to do but to look again soon; stalled: when something changes."""
+    waiting = Waiting(reason, message, stalled)
+    return replace(draft, waiting=waiting, wake_at=None if stalled else now + LOOK_AGAIN_SECONDS)
+
+
+def why_unknown(seen: Observed) -> str:
+    """Why nobody can tell its state, in words."""
+    if seen.lock is Lock.UNKNOWN:
+        return "cannot tell whether its VMM lives: the run lock cannot be read"
+    for fact in (seen.vmm, seen.record, seen.snapshot):
+        if isinstance(fact, Unknown):
+            return fact.why
+    return "its VMM lives but was not found"
+
+
+def _unnoted(record: Recorded) -> bool:
+    # A run that was never let go, or that ended because we said so, has no exit.
+    return record.boot_ordered and not record.exit_noted and not record.stop_ordered
+
+
+def _deadline(desired: Desired, record: Recorded) -> float:
+    # ordered before a reboot of the host yet alive cannot be; treat it as overdue
+    ordered = record.stop_ordered_at if record.stop_ordered_at is not None else 0.0
+    return ordered + desired.stop_timeout + FLUSH_SECONDS
+
+
+def _grace(desired: Desired, record: Recorded, now: float) -> int:
+    if not record.stop_ordered:
+        return desired.stop_timeout
+    left = int(_deadline(desired, record) - FLUSH_SECONDS - now)
+    return max(0, min(desired.stop_timeout, left))
