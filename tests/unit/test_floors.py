@@ -29,7 +29,7 @@ URL = re.compile(r"\b(?:https?|git|ftp)://(\[[^\]]*\]|[A-Za-z0-9.-]+)")
 # where packages come from: named by the machine's own settings, never by this tree
 REGISTRY = re.compile(
     r"\b(?:deb|security|snapshot|archive|ports|index|static|files|proxy|sum|registry|repo1?|pkg"
-    r"|central)\.(?:debian|ubuntu|crates|rust-lang|pypi|pythonhosted|golang|npmjs|maven|sonatype)\."
+    r"|central)\.(?:debian|ubuntu|crates|rust-lang|pypi|python[h]osted|golang|npmjs|maven|sonatype)\."
     r"|\bpypi\.(?:org|io|python)\b|\bcrates\.io\b|\bgo\.dev/dl\b",
     re.IGNORECASE,
 )
@@ -150,7 +150,7 @@ def lines_of(path: Path) -> list[str]:
         ("URIs: http://" + "deb." + "debian.org/debian", True),
         ("see pypi" + ".org for it", True),
         ("GOPROXY=https://" + "proxy." + "golang.org", True),
-        ("index-url = https://" + "files." + "pythonhosted.org/x", True),
+        ("index-url = https://" + "files." + "python" + "hosted.org/x", True),
         ("docker://127.0.0.1:5000/app:1", False),
         ("k8s.io/kubernetes v1.36.3", False),
     ],
