@@ -93,7 +93,7 @@ class NodeSettings(_Settings):
     workload_log: LogLimits = LogLimits()
     console_log: LogLimits = LogLimits(max_bytes=MIB, files=2)
     vmm_log: LogLimits = LogLimits(max_bytes=MIB, files=2)
-    max_vcpus: int = Field(0, ge=0)  # per Instance; 0: the host's
+    max_vcpus: int = Field(0, ge=0)  # per Instance; 0: no limit of ours
     max_memory_bytes: int = Field(0, ge=0)  # per Instance; 0: no limit of ours
     restart_backoff_seconds: float = Field(10.0, gt=0, allow_inf_nan=False)
     restart_backoff_cap_seconds: float = Field(300.0, gt=0, allow_inf_nan=False)

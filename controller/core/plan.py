@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from controller.core import down
 from controller.core.backoff import Backoff
-from controller.core.desired import Desired, Mode, Permit
+from controller.core.desired import Desired, Hardware, Mode, Permit
 from controller.core.down import wait, why_unknown
 from controller.core.observed import (
     Absent,
@@ -56,6 +56,8 @@ class Rules:
     edges: frozenset[Edge]
     backoff: Backoff = field(default_factory=Backoff)
     boot_deadline: float = 120.0  # seconds from boot to the workload's start
+    max_vcpus: int = 0  # of one Instance on this node; 0: no limit
+    max_memory: int = 0  # bytes
 
 
 def aim(desired: Desired, seen: Observed) -> tuple[State, str]:
@@ -85,12 +87,12 @@ def plan(desired: Desired, seen: Observed, now: float, rules: Rules) -> Plan:
     if origin is State.UNKNOWN:
         return wait(draft, now, "Unknown", why_unknown(seen))
     if isinstance(seen.record, Absent):
-        return _provision(draft, desired, seen, now)
+        return _provision(draft, desired, seen, now, rules)
     record = seen.record
     if record.epoch != desired.epoch:
         return _epoch(draft, desired, record, seen, now, rules)
     if origin is State.ABSENT:
-        return _provision(draft, desired, seen, now)
+        return _provision(draft, desired, seen, now, rules)
     if seen.lock is Lock.FREE and record.run_open and not _may_start(desired, record, target):
         return down.close(draft, desired, record, seen, now, rules.backoff)
     if housekeeping := _housekeeping(desired, record, seen, target):
@@ -158,10 +160,12 @@ def _epoch(
 # --- one function for each place a hop can start from ---------------------------------------------
 
 
-def _provision(draft: Plan, desired: Desired, seen: Observed, now: float) -> Plan:
+def _provision(draft: Plan, desired: Desired, seen: Observed, now: float, rules: Rules) -> Plan:
     draft = replace(draft, way=(State.ABSENT, State.STOPPED))
     if desired.hardware is None or desired.epoch < 1:
         return wait(draft, now, "Pending", "waiting for the operator to place the Instance")
+    if too_large := _too_large(desired.hardware, rules):
+        return wait(draft, now, "TooLargeForNode", too_large, stalled=True)
     if isinstance(seen.record, Absent) and desired.ran_before:
         return wait(
             draft, now, "DiskMissing",
@@ -177,6 +181,18 @@ def _provision(draft: Plan, desired: Desired, seen: Observed, now: float) -> Pla
     if not seen.overlay:
         steps.append(CreateOverlay())
     return replace(draft, steps=(*steps, FinishProvision()))
+
+
+def _too_large(hardware: Hardware, rules: Rules) -> str | None:
+    if rules.max_vcpus and hardware.vcpus > rules.max_vcpus:
+        asked, most = f"{hardware.vcpus} vcpus", f"{rules.max_vcpus}"
+    elif rules.max_memory and hardware.memory > rules.max_memory:
+        asked, most = f"{hardware.memory} bytes of memory", f"{rules.max_memory}"
+    else:
+        return None
+    return (
+        f"{asked} are more than this node gives one Instance ({most}): ask for less, or elsewhere"
+    )
 
 
 def _boot(

@@ -69,6 +69,8 @@ class Parts:
                 settings.restart_reset_seconds,
             ),
             boot_deadline=settings.boot_deadline_seconds,
+            max_vcpus=settings.max_vcpus,
+            max_memory=settings.max_memory_bytes,
         )
 
     def vmm_uid(self, record: Record) -> int:
