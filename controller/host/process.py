@@ -30,6 +30,7 @@ __all__ = [
     "kill",
     "open_pidfd",
     "spawn",
+    "state_letter",
     "wait_dead",
 ]
 
@@ -57,12 +58,7 @@ def boot_id() -> str:
 
 def identity(pid: int) -> Identity:
     """Return who has ``pid`` now, a zombie included. Raises Gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        raise Gone(f"process {pid} does not exist") from None
-    # The name in field 2 may hold spaces and parentheses: count from its last parenthesis.
-    return Identity(pid, int(stat[stat.rindex(b")") + 2 :].split()[19]), boot_id())
+    return Identity(pid, int(_stat(pid)[19]), boot_id())
 
 
 def open_pidfd(who: Identity) -> int:
@@ -95,14 +91,18 @@ def is_alive(who: Identity) -> bool:
         os.close(pidfd)
 
 
-def is_stopped(who: Identity) -> bool:
-    """Whether ``who`` stands still: stopped by a signal or a debugger. False when it is gone."""
+def state_letter(who: Identity) -> str:
+    """What /proc says of ``who``: R, S, D, T (stopped), t (traced), Z, …; "" when it is gone.
+
+    The cheapest look there is, some microseconds, for who looks at many often. It proves no death:
+    Z is said as soon as the main thread has ended.
+    """
     try:
-        stat = Path(f"/proc/{who.pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    fields = stat[stat.rindex(b")") + 2 :].split()
-    return int(fields[19]) == who.start_time and fields[0] in (b"T", b"t")
+        fields = _stat(who.pid)
+    except Gone:
+        return ""
+    same = int(fields[19]) == who.start_time and who.boot_id == boot_id()
+    return fields[0].decode() if same else ""
 
 
 def kill(who: Identity, sig: signal.Signals) -> None:
@@ -132,6 +132,20 @@ async def wait_dead(pidfd: int) -> None:
     finally:
         loop.remove_reader(own)
         os.close(own)
+
+
+def _stat(pid: int) -> list[bytes]:
+    """The fields of /proc/PID/stat from the third on. Raises Gone."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            stat = os.read(fd, 4096)
+        finally:
+            os.close(fd)
+    except (FileNotFoundError, ProcessLookupError):
+        raise Gone(f"process {pid} does not exist") from None
+    # The name in the second field may hold spaces and parentheses: count from its last one.
+    return stat[stat.rindex(b")") + 2 :].split()
 
 
 def _has_exited(pidfd: int) -> bool:

@@ -31,6 +31,19 @@ async def test_identity_is_stable_and_tells_the_living_from_the_dead() -> None:
     assert not process.is_alive(child.identity)
 
 
+async def test_glance_tells_the_stopped_from_the_running_and_the_gone() -> None:
+    child = await process.spawn(SLEEP, sandbox=ME)
+    who = child.identity
+    child.signal(signal.SIGSTOP)
+    await until(lambda: process.state_letter(who) == "T")
+    child.signal(signal.SIGCONT)
+    await until(lambda: process.state_letter(who) == "S")
+    assert process.state_letter(replace(who, start_time=who.start_time + 1)) == ""
+    assert process.state_letter(replace(who, boot_id="another")) == ""
+    await end(child)
+    await until(lambda: process.state_letter(who) in ("", "Z"))
+
+
 async def test_name_full_of_parentheses_does_not_confuse_the_start_time(tmp_path: Path) -> None:
     odd = tmp_path / "x) R 1 (2"
     odd.symlink_to("/bin/sleep")
