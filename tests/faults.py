@@ -25,6 +25,10 @@ def _ends(world: World, truth: Exit) -> World:
     return replace(world, ended=world.guest.exit or truth)
 
 
+def _noted(world: World) -> bool:
+    return world.record is not None and world.record.exit_noted
+
+
 def _running(world: World) -> bool:
     return world.vmm is not None and world.vmm.state is State.RUNNING
 
@@ -38,12 +42,15 @@ def vmm_dies(world: World) -> World:
     """kill -9 of the VMM."""
     world = replace(_ends(world, DIED), vmm=None)
     # Only the VMM knew that its guest had rebooted.
-    return replace(world, ended=DIED) if world.ended == REBOOTED else world
+    return replace(world, ended=DIED) if world.ended == REBOOTED and not _noted(world) else world
 
 
 def host_reboots(world: World) -> World:
     """Boot time starts anew, the run directories (tmpfs) are empty, nothing lives."""
     world = replace(_ends(world, HOST_REBOOTED), vmm=None, mind=Mind(), run_dirs=frozenset())
+    witnessed = world.guest.exit or world.guest.panic or _noted(world)
+    if world.ended and not witnessed:  # nobody can tell any more that it had ended before
+        world = replace(world, ended=HOST_REBOOTED)
     if record := world.record:
         record = replace(record, run_began_at=None, retry_at=None, stop_ordered_at=None)
         world = replace(world, record=replace(record, rebooted=record.boot_ordered))

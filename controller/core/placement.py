@@ -257,10 +257,13 @@ def _say_waiting(obj: Object, world: World, scheduled: Condition) -> tuple[Actio
     before = condition(obj, "Scheduled")
     generation = obj["metadata"].get("generation", 0)
     same = before.get("reason") == scheduled.reason and before.get("message") == scheduled.message
-    if same and before.get("observedGeneration") == generation:
+    silent = world.node is NodeState.SILENT
+    back = condition(obj, "Ready").get("reason") == "NodeUnreachable" and not silent
+    ours = ready_is_operators(obj) and not silent
+    if same and before.get("observedGeneration") == generation and not (back and ours):
         return ()
     said = [scheduled]
-    if ready_is_operators(obj):
+    if ours:
         said.append(Condition("Ready", "False", "WaitingForNode", scheduled.message))
     patch = _patch(obj, world, *said)
     status = obj.get("status") or {}
