@@ -74,6 +74,7 @@ async def _serve(settings: OperatorSettings, client: Client, stop: asyncio.Event
     work: list[Coroutine[Any, Any, Any]] = [
         stop.wait(),
         *(reflector.run() for reflector in cluster.reflectors),
+        cluster.watch_silence(),
         run_workers(queue, instances.reconcile, settings.workers),
         events.run(),
         _lead(lease, cluster, instances),

@@ -4,6 +4,7 @@ Each is mirrored by a reflector of ours; every change says which Instances to lo
 that was not seen yet is unknown, never absent.
 """
 
+import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from controller.kube.resources import LEASES, NAMESPACES, NODES, PODS
 from controller.settings import OperatorSettings
 
 Object = dict[str, Any]
+SILENCE_LOOK_SECONDS = 1.0
 
 
 class Cluster:
@@ -41,9 +43,12 @@ class Cluster:
         self.leases = Reflector(
             client, LEASES, namespace=settings.namespace, on_change=self._lease_changed
         )
-        self.namespaces = Reflector(client, NAMESPACES, on_change=_ignore, trim=_names_only)
+        self.namespaces = Reflector(
+            client, NAMESPACES, on_change=self._namespace_changed, trim=_names_only
+        )
         self._node_names: set[str] = set()
-        self._terminating: set[str] = set()
+        self._silent: set[str] = set()  # nodes whose silence was told
+        self._terminating: set[str] = set()  # names of namespaces
 
     @property
     def reflectors(self) -> tuple[Reflector, ...]:
@@ -71,10 +76,7 @@ class Cluster:
 
     def namespace_terminating(self, name: str) -> bool:
         """Whether that namespace is being deleted."""
-        return any(
-            found["metadata"]["name"] == name and found["metadata"].get("deletionTimestamp")
-            for _, found in self.namespaces.items()
-        )
+        return name in self._terminating
 
     def node(self, name: str | None) -> NodeState:
         """What is known of that node, by its object and by its agent's Lease."""
@@ -94,6 +96,23 @@ class Cluster:
         if name not in self._renewed:
             return None
         return self._renewed[name][1] + self._silent_after - self._clock()
+
+    async def watch_silence(self) -> None:
+        """Tell of nodes as they fall silent, for ever: when a Lease runs out, nothing happens."""
+        while True:
+            await asyncio.sleep(SILENCE_LOOK_SECONDS)
+            self.tell_silence()
+
+    def tell_silence(self) -> None:
+        """Have the Instances looked at of every node that fell silent since the last time."""
+        fallen = [
+            name
+            for name in self._renewed.keys() - self._silent
+            if self.node(name) is NodeState.SILENT
+        ]
+        self._silent.update(fallen)
+        for name in fallen:
+            self._look_at_node(name)
 
     def put_pod(self, pod: Object) -> None:
         """Take the answer to a create of ours."""
@@ -130,8 +149,16 @@ class Cluster:
             return
         # Only our own clock counts: the time at which we saw it change.
         self._renewed[name] = (renewed, self._clock())
+        self._silent.discard(name)
         if before is None or before[1] + self._silent_after < self._clock():
             self._look_at_node(name)
+
+    def _namespace_changed(self, uid: str, old: Object | None, new: Object | None) -> None:
+        name = (new or old or {})["metadata"]["name"]
+        if new is not None and new["metadata"].get("deletionTimestamp"):
+            self._terminating.add(name)
+        else:
+            self._terminating.discard(name)
 
 
 def _owned_by(pod: Object, instance_uid: str) -> bool:
@@ -156,7 +183,3 @@ def _names_only(obj: Object) -> Object:
     meta = obj["metadata"]
     kept = ("name", "uid", "resourceVersion", "deletionTimestamp")
     return {"metadata": {key: meta[key] for key in kept if key in meta}}
-
-
-def _ignore(uid: str, old: Object | None, new: Object | None) -> None:
-    """The mirror itself is asked."""

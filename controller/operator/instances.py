@@ -106,7 +106,7 @@ class Instances:
         for action in placement.decide(obj, world):
             if not await self._do(obj, world, action):
                 return REFUSED_RETRY_SECONDS
-        return self._next_look(obj)
+        return None
 
     async def _clean_up(self, uid: str) -> None:
         """Pods whose Instance our watch does not have: delete them if it truly is gone."""
@@ -225,12 +225,6 @@ class Instances:
             return
         kind = "Normal" if now.get("status") == "True" else "Warning"
         self.events.event(after, kind, str(now["reason"]), str(now.get("message")))
-
-    def _next_look(self, obj: Object) -> float | None:
-        node = (obj.get("status") or {}).get("nodeName")
-        left = self.cluster.lease_left(node) if node else None
-        # When the Lease runs out nothing happens, so that is the time to look.
-        return left + 0.5 if left is not None and left > 0 else None
 
 
 def _version(obj: Object) -> int:

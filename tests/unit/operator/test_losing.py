@@ -82,13 +82,30 @@ async def test_silent_node_is_said_once(server: FakeApiServer, client: Client) -
         agent_says(rig, "Running")
         await rig.settled()
         now[0] = 41.0
+        rig.cluster.tell_silence()
+        await until(lambda: rig.said("Ready")["reason"] == "NodeUnreachable")
         await rig.look_again()
-        await rig.look_again()
-        assert rig.said("Ready")["reason"] == "NodeUnreachable"
         assert rig.said("Ready")["status"] == "Unknown"
         assert rig.get()["status"]["state"] == "Running"
         assert len(rig.writes("/instances/web/status")) == 2, "placed, silent"
         assert len(rig.pods) == 1
+
+
+async def test_silence_is_told_once_each_time(server: FakeApiServer, client: Client) -> None:
+    now = [0.0]
+    settings = OperatorSettings(node_lease_seconds=40)
+    async with running(server, client, settings, lambda: now[0]) as rig:
+        told: list[str] = []
+        rig.cluster._look_at_node = told.append
+        for later in (39.0, 41.0, 42.0):
+            now[0] = later
+            rig.cluster.tell_silence()
+        assert told == [NODE]
+        renew(server, "second")
+        await until(lambda: told == [NODE, NODE])
+        now[0] = 83.0
+        rig.cluster.tell_silence()
+        assert told == [NODE, NODE, NODE]
 
 
 async def test_node_that_speaks_again_is_looked_at(server: FakeApiServer, client: Client) -> None:
