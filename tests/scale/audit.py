@@ -54,9 +54,10 @@ class Audit:
             time.sleep(0.05)
         return self._tally(found)
 
-    def everywhere(self) -> Writes:
-        """All new writes of the whole cluster."""
-        return self._tally(self._new())
+    def everywhere(self, prefix: str = "") -> Writes:
+        """All new writes of the whole cluster; with ``prefix``: to objects that are named so."""
+        found = self._new()
+        return self._tally(e for e in found if e["objectRef"].get("name", "").startswith(prefix))
 
     def _tally(self, entries: Iterable[Entry]) -> Writes:
         counts = dict.fromkeys(("instances", "pods", "events", "leases", "refused"), 0)

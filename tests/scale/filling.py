@@ -6,7 +6,7 @@ that has no agent. The operator has to find nothing to do for any of them.
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -26,6 +26,7 @@ from tests.scale.upped import NAMESPACE
 
 Object = dict[str, Any]
 FULL_NODE = "full-node"
+PREFIX = "full-"  # of the names
 AT_ONCE = 24
 SINCE = "2026-01-01T00:00:00Z"
 DIGEST = "sha256:" + "0f" * 32
@@ -65,14 +66,14 @@ def fill(admin: Admin, first: int, last: int, defaults: Defaults) -> None:
     asyncio.run(_each(admin, range(first, last), lambda api, n: _make(api, n, defaults)))
 
 
-def touch(admin: Admin, numbers: list[int], word: str) -> None:
+def touch(admin: Admin, names: Iterable[str], word: str) -> None:
     """An event for each of these Instances that means nothing to anybody: an annotation."""
     body = {"metadata": {"annotations": {"example.com/touched": word}}}
 
-    async def one(api: "_Api", number: int) -> None:
-        await api.send("PATCH", f"{_INSTANCES}/{_name(number)}", body)
+    async def one(api: "_Api", name: str) -> None:
+        await api.send("PATCH", f"{_INSTANCES}/{name}", body)
 
-    asyncio.run(_each(admin, numbers, one))
+    asyncio.run(_each(admin, names, one))
 
 
 class _Api:
@@ -89,14 +90,14 @@ class _Api:
             return found
 
 
-async def _each(admin: Admin, numbers: Any, work: Any) -> None:
+async def _each(admin: Admin, things: Iterable[Any], work: Any) -> None:
     connector = aiohttp.TCPConnector(ssl=admin.context, limit=AT_ONCE)
     async with aiohttp.ClientSession(connector=connector) as session:
-        api, left = _Api(admin, session), iter(numbers)
+        api, left = _Api(admin, session), iter(things)
 
         async def worker() -> None:
-            for number in left:
-                await work(api, number)
+            for thing in left:
+                await work(api, thing)
 
         await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
 
@@ -108,7 +109,7 @@ async def _make(api: _Api, number: int, defaults: Defaults) -> None:
     pod["spec"]["nodeName"] = FULL_NODE  # where the scheduler would have put it
     bound = await api.send("POST", _PODS, pod)
     status = _status(number, bound["metadata"]["uid"], resources(frozen))
-    await api.send("PATCH", f"{_INSTANCES}/{_name(number)}/status", {"status": status})
+    await api.send("PATCH", f"{_INSTANCES}/{filled(number)}/status", {"status": status})
 
 
 def _instance(number: int) -> Object:
@@ -116,7 +117,7 @@ def _instance(number: int) -> Object:
         "apiVersion": "torpor.dev/v1alpha1",
         "kind": "Instance",
         "metadata": {
-            "name": _name(number),
+            "name": filled(number),
             "finalizers": [FINALIZER],
             "labels": {"app.kubernetes.io/name": "hello", "app.kubernetes.io/part-of": "bench"},
         },
@@ -151,8 +152,9 @@ def _status(number: int, reservation: str, settled: Object) -> Object:
     }
 
 
-def _name(number: int) -> str:
-    return f"full-{number:05d}"
+def filled(number: int) -> str:
+    """The name of that Instance."""
+    return f"{PREFIX}{number:05d}"
 
 
 def _renewed() -> Object:
