@@ -93,7 +93,7 @@ def stage(narrator: Narrator) -> Iterator[tuple[Stage, Narrator]]:
     try:
         yield made, replace(narrator, environment=made.environment)
     except BaseException as err:
-        kept = keep_logs(made)
+        kept = keep_logs(made) if isinstance(err, Exception) else None
         ending = _strike_too(made, narrator)
         if isinstance(err, Exception):
             said = [str(err), f"logs: {kept}" if kept else "", ending]

@@ -14,6 +14,7 @@ import pytest
 from controller.local import binaries
 from controller.local.controlplane import ControlPlane
 from tests.clusterkit import Kubectl, running_control_plane, wait_for
+from tests.localcluster import LocalCluster, local_cluster
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,6 +32,13 @@ def control_plane() -> Iterator[ControlPlane]:
         pytest.fail("tests on a control plane share one: run them with -n0")
     with running_control_plane(node_grace_seconds=10) as plane:
         yield plane
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[LocalCluster]:
+    """A whole cluster as ``torpor up`` starts it: operator, registry, one node with its agent."""
+    with local_cluster() as up:
+        yield up
 
 
 @pytest.fixture(scope="session")

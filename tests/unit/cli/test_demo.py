@@ -102,10 +102,15 @@ def test_a_failure_keeps_the_logs_and_says_where(narrator):
     assert list(kept.parent.iterdir()) == [kept], "the stage is gone"
 
 
-def test_an_interruption_removes_everything_too(narrator):
-    with pytest.raises(KeyboardInterrupt), stages.stage(narrator) as (made, _):
-        raise KeyboardInterrupt
-    assert not made.base.exists()
+def test_an_interruption_removes_everything_logs_too(narrator, own_places):
+    def interrupt() -> None:
+        with stages.stage(narrator) as (made, _):
+            (made.cluster / "log").mkdir(parents=True)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert list(own_places.iterdir()) == []
 
 
 def test_what_is_left_is_named(tmp_path):
