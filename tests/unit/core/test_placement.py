@@ -1,0 +1,252 @@
+"""The operator's table: what it does about one Instance, row by row."""
+
+from typing import Any
+
+import pytest
+
+from controller.core.names import FINALIZER
+from controller.core.ownership import condition
+from controller.core.placement import (
+    Action,
+    AddFinalizer,
+    CreatePod,
+    DeletePod,
+    DropFinalizer,
+    NodeState,
+    World,
+    WriteStatus,
+    decide,
+    orphaned,
+    refused,
+)
+from tests.clusterworld import a_pod, an_instance
+from tests.world import HARDWARE
+
+NOW = "2026-01-01T00:00:00Z"
+NO_ROOM = {
+    "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+    "message": "0/3 nodes are available: 3 Insufficient memory.",
+}  # fmt: skip
+BOUND = a_pod(node="n1")
+OPEN = a_pod()
+WAITING = a_pod(said=NO_ROOM)
+LEAVING = a_pod(node="n1", deleting=True)
+GIVE_UP = DeletePod("web-6f1b9a2e", "pod-1")
+
+
+def an_object(
+    mode: str = "Running",
+    scheduled: tuple[str, str] | None = None,
+    placed: bool = True,
+    state: str | None = "Stopped",
+    ready: tuple[str, str] | None = None,
+    said_of: int = 1,
+    deleted: bool = False,
+    finalizer: bool = True,
+    exited: bool = False,
+) -> dict[str, Any]:
+    obj = an_instance(operatingMode=mode)
+    obj["metadata"]["finalizers"] = [FINALIZER] if finalizer else []
+    if deleted:
+        obj["metadata"]["deletionTimestamp"] = NOW
+    status = obj["status"]
+    if placed:
+        status |= {"nodeName": "n1", "epoch": 1, "id": "c1", "reservation": "pod-1"}
+        status["resources"] = {"hypervisor": "qemu", "vcpus": 2, "memory": "1Gi", "overlay": "10Gi"}
+    if state and placed:
+        status["state"] = state
+    for kind, said in (("Scheduled", scheduled), ("Ready", ready)):
+        if said:
+            status["conditions"] = [c for c in status["conditions"] if c["type"] != kind]
+            status["conditions"].append(
+                {"type": kind, "status": said[0], "reason": said[1], "message": "m",
+                 "lastTransitionTime": NOW, "observedGeneration": said_of}
+            )  # fmt: skip
+    if exited:
+        status["conditions"].append({"type": "Exited", "status": "True", "reason": "Failed"})
+    return obj
+
+
+def world(
+    *pods: dict[str, Any], node: NodeState = NodeState.ALIVE, terminating: bool = False
+) -> World:
+    return World(pods, node, terminating, HARDWARE, NOW)
+
+
+TRUE, EVICTING, RELEASED = ("True", "Scheduled"), ("False", "Evicting"), ("False", "Released")
+LOST, UNSCHEDULABLE = ("False", "ReservationLost"), ("False", "Unschedulable")
+SILENT, GONE, UNKNOWN = NodeState.SILENT, NodeState.GONE, NodeState.UNKNOWN
+UNREACHABLE = ("Unknown", "NodeUnreachable")
+
+
+@pytest.mark.parametrize(
+    ("situation", "obj", "facts", "actions"),
+    [
+        # deleting
+        ("deleted, never placed", an_object(placed=False, deleted=True), world(OPEN),
+         (DropFinalizer(), GIVE_UP)),
+        ("deleted, on a living node", an_object(deleted=True, scheduled=TRUE), world(BOUND), ()),
+        ("deleted, node silent", an_object(deleted=True), world(BOUND, node=SILENT), ()),
+        ("deleted, node unknown", an_object(deleted=True), world(BOUND, node=UNKNOWN), ()),
+        ("deleted, node gone", an_object(deleted=True), world(BOUND, node=GONE),
+         (DropFinalizer(), GIVE_UP)),
+        ("deleted, ours is off, another's finalizer stays",
+         an_object(deleted=True, finalizer=False), world(LEAVING), (GIVE_UP,)),
+        ("deleted, Pod Terminating", an_object(deleted=True, scheduled=TRUE), world(LEAVING), ()),
+        # creation
+        ("fresh", an_object(placed=False, finalizer=False), world(), (AddFinalizer(),)),
+        ("fresh, namespace goes", an_object(placed=False, finalizer=False),
+         world(terminating=True), ()),
+        ("no Pod yet", an_object(placed=False), world(), (CreatePod(None),)),
+        ("Pod not looked at", an_object(placed=False), world(OPEN), ()),
+        ("namespace goes before its Pod", an_object(placed=False), world(terminating=True), ()),
+        ("Pod Terminating before it was used", an_object(placed=False), world(LEAVING),
+         (GIVE_UP,)),
+        # it has a reservation
+        ("runs", an_object(scheduled=TRUE, state="Running"), world(BOUND), ()),
+        ("paused", an_object("Paused", scheduled=TRUE, state="Paused"), world(BOUND), ()),
+        ("evicting", an_object(scheduled=EVICTING, state="Running"), world(LEAVING), ()),
+        ("evicting, its Pod went meanwhile", an_object(scheduled=EVICTING, state="Running"),
+         world(), ()),
+        ("node gave it back", an_object(scheduled=RELEASED), world(LEAVING), (GIVE_UP,)),
+        ("given back, a new one is due", an_object(scheduled=RELEASED), world(),
+         (CreatePod("n1"),)),
+        ("given back, namespace goes", an_object(scheduled=RELEASED), world(terminating=True), ()),
+        ("lost", an_object(scheduled=LOST, state="Running"), world(), (CreatePod("n1"),)),
+        ("lost, node silent, said", an_object(scheduled=LOST, ready=UNREACHABLE),
+         world(node=SILENT), (CreatePod("n1"),)),
+        # it needs no memory
+        ("stopped, not given back yet", an_object("Stopped", scheduled=TRUE), world(BOUND), ()),
+        ("stopped, given back", an_object("Stopped", scheduled=RELEASED), world(BOUND),
+         (GIVE_UP,)),
+        ("stopped, all done", an_object("Stopped", scheduled=RELEASED), world(), ()),
+        ("exited, given back", an_object(scheduled=RELEASED, exited=True), world(BOUND),
+         (GIVE_UP,)),
+        ("exited, not given back yet", an_object(scheduled=TRUE, exited=True), world(BOUND), ()),
+        ("stopped while evicting", an_object("Stopped", scheduled=EVICTING), world(LEAVING), ()),
+        ("stopped, a Pod it never used", an_object("Stopped", scheduled=RELEASED),
+         world(a_pod(uid="pod-2")), (DeletePod("web-6f1b9a2e", "pod-2"),)),
+        ("stopped without a node, said", an_object("Stopped", placed=False,
+         ready=("True", "Stopped")), world(), ()),
+        # node
+        ("silent, said once", an_object(scheduled=TRUE, ready=UNREACHABLE, state="Running"),
+         world(BOUND, node=SILENT), ()),
+        ("node unknown", an_object(scheduled=TRUE, state="Running"), world(BOUND, node=UNKNOWN),
+         ()),
+    ],
+)  # fmt: skip
+def test_row_without_a_status_write(
+    situation: str, obj: dict[str, Any], facts: World, actions: tuple[Action, ...]
+) -> None:
+    assert decide(obj, facts) == actions, situation
+
+
+@pytest.mark.parametrize(
+    ("situation", "obj", "facts", "scheduled", "ready"),
+    [
+        ("bound", an_object(placed=False), world(BOUND), TRUE, ("False", "Pending")),
+        ("bound again after a release", an_object(scheduled=RELEASED),
+         world(a_pod(uid="pod-2", node="n1")), TRUE, ("False", "Pending")),
+        ("lost while it runs, bound again",
+         an_object(scheduled=LOST, state="Running", ready=("True", "Running")),
+         world(a_pod(uid="pod-2", node="n1")), TRUE, ("True", "Running")),
+        ("refused by the scheduler", an_object(placed=False), world(WAITING), UNSCHEDULABLE,
+         ("False", "WaitingForNode")),
+        ("lost, no room, it runs",
+         an_object(scheduled=LOST, state="Running", ready=("True", "Running")), world(WAITING),
+         UNSCHEDULABLE, ("True", "Running")),
+        ("Pod Terminating", an_object(scheduled=TRUE, state="Running"), world(LEAVING), EVICTING,
+         ("Unknown", "Pending")),
+        ("Pod gone at once", an_object(scheduled=TRUE, state="Running"), world(), LOST,
+         ("Unknown", "Pending")),
+        ("Pod gone, namespace goes", an_object(scheduled=TRUE, state="Running"),
+         world(terminating=True), EVICTING, ("Unknown", "Pending")),
+        ("another's Pod is no reservation", an_object(scheduled=TRUE, state="Running"),
+         world(a_pod(uid="pod-9", node="n1")), LOST, ("Unknown", "Pending")),
+        ("silent", an_object(scheduled=TRUE, state="Running", ready=("True", "Running")),
+         world(BOUND, node=SILENT), TRUE, ("Unknown", "NodeUnreachable")),
+        ("heard again while it waits", an_object(scheduled=UNSCHEDULABLE, ready=UNREACHABLE),
+         world(WAITING), UNSCHEDULABLE, ("False", "WaitingForNode")),
+        ("created Stopped", an_object("Stopped", placed=False), world(),
+         ("False", "NotNeeded"), ("True", "Stopped")),
+        ("edited without a node", an_object("Stopped", placed=False, ready=("True", "Stopped"), said_of=0),
+         world(), ("False", "NotNeeded"), ("True", "Stopped")),
+        ("no memory needed any more", an_object("Stopped", scheduled=UNSCHEDULABLE), world(),
+         ("False", "NotNeeded"), ("Unknown", "Pending")),
+    ],
+)  # fmt: skip
+def test_row_with_one_status_write(
+    situation: str, obj: dict[str, Any], facts: World, scheduled: Any, ready: Any
+) -> None:
+    (action,) = decide(obj, facts)
+    assert isinstance(action, WriteStatus), situation
+    after = {"status": action.status}
+    for kind, said in (("Scheduled", scheduled), ("Ready", ready)):
+        found = condition(after, kind)
+        assert (found["status"], found["reason"]) == said, situation
+    if "observedGeneration" in action.status:
+        assert condition(after, "Ready")["observedGeneration"] == 1
+
+
+def test_first_binding_says_everything_in_one_write() -> None:
+    (action,) = decide(an_object(placed=False), world(BOUND))
+    assert isinstance(action, WriteStatus)
+    assert action.assign_id
+    assert {key: value for key, value in action.status.items() if key != "conditions"} == {
+        "nodeName": "n1", "epoch": 1, "reservation": "pod-1", "state": "Stopped",
+        "observedGeneration": 1,
+        "resources": {"hypervisor": "qemu", "vcpus": 2, "memory": "1Gi", "overlay": "10Gi",
+                      "diskBandwidth": 0},
+    }  # fmt: skip
+
+
+def test_later_binding_keeps_node_epoch_and_hardware() -> None:
+    (action,) = decide(an_object(scheduled=RELEASED), world(a_pod(uid="pod-2", node="n1")))
+    assert isinstance(action, WriteStatus)
+    assert not action.assign_id
+    assert {"nodeName", "epoch", "resources"}.isdisjoint(action.status)
+    assert action.status["reservation"] == "pod-2"
+
+
+def test_reservation_of_a_living_guest_comes_back_without_a_word_on_ready() -> None:
+    obj = an_object(scheduled=LOST, state="Running", ready=("True", "Running"))
+    (action,) = decide(obj, world(a_pod(uid="pod-2", node="n1")))
+    assert isinstance(action, WriteStatus)
+    assert set(action.status) == {"conditions", "reservation"}
+
+
+def test_schedulers_words_are_passed_on_verbatim_and_once() -> None:
+    obj = an_object(placed=False)
+    (action,) = decide(obj, world(WAITING))
+    assert isinstance(action, WriteStatus)
+    assert condition({"status": action.status}, "Scheduled")["message"] == NO_ROOM["message"]
+    assert condition({"status": action.status}, "Ready")["message"] == NO_ROOM["message"]
+    obj["status"] |= action.status
+    assert decide(obj, world(WAITING)) == ()
+
+
+def test_refused_pod_is_said_in_the_api_servers_words_and_once() -> None:
+    obj = an_object(placed=False)
+    (action,) = refused(obj, world(), "exceeded quota: team")
+    assert isinstance(action, WriteStatus)
+    said = condition({"status": action.status}, "Scheduled")
+    assert (said["reason"], said["message"]) == ("ReservationRefused", "exceeded quota: team")
+    obj["status"] |= action.status
+    assert refused(obj, world(), "exceeded quota: team") == ()
+
+
+def test_pods_of_an_instance_that_is_gone_go() -> None:
+    pods = [BOUND, a_pod("web-2", "pod-2")]
+    assert orphaned(pods) == (GIVE_UP, DeletePod("web-2", "pod-2"))
+
+
+def test_at_most_one_write_to_the_instance_in_a_pass() -> None:
+    writes = (AddFinalizer, DropFinalizer, WriteStatus)
+    for pods in ((), (BOUND,), (OPEN,), (WAITING,), (LEAVING,)):
+        for mode in ("Running", "Paused", "Stopped"):
+            for scheduled in (None, TRUE, EVICTING, RELEASED, LOST, UNSCHEDULABLE):
+                for node in NodeState:
+                    for placed in (True, False):
+                        obj = an_object(mode, scheduled, placed)
+                        actions = decide(obj, world(*pods, node=node))
+                        assert sum(isinstance(a, writes) for a in actions) <= 1
