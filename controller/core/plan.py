@@ -104,7 +104,7 @@ def _travel(
     draft: Plan, desired: Desired, record: Recorded, seen: Observed, now: float, rules: Rules
 ) -> Plan:
     way = path(draft.origin, draft.target, rules.edges)
-    if way is None:
+    if way is None or (len(way) > 1 and State.STANDBY in way):  # no step leads there yet
         return wait(
             draft, now, "NoPath",
             f"there is no way from {draft.origin.value} to {draft.target.value} with hypervisor "
