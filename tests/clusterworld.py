@@ -234,7 +234,7 @@ class Cluster:
             self.since = None
         elif self.since is None:
             self.since = self.host.now
-        if not (made.settled or self._worth_a_word(made)) or ready_is_operators(view):
+        if ready_is_operators(view) or not (made.settled or self._worth_a_word(made)):
             return
         if not made.settled:
             self.written = self.host.now
@@ -246,7 +246,7 @@ class Cluster:
             self.patch("agent", view, {"status": changed})
 
     def _worth_a_word(self, made: Plan) -> bool:
-        if made.waiting and made.waiting.reason not in UNDER_WAY:
+        if made.waiting and made.waiting.reason not in UNDER_WAY - {"Unscheduled"}:
             return True
         now = self.host.now
         began = self.since if self.since is not None else now
@@ -265,10 +265,15 @@ class Cluster:
             made = self.agent()
             self.host = breathe(self.host, 0.2)
             if self._picture() == before:
-                if made is None or made.wake_at is None or made.settled:
+                if made is None or made.settled or not (later := self._next_look(made)):
                     return len(self.writes) - first
-                self.host = replace(self.host, now=max(self.host.now, made.wake_at))
+                self.host = replace(self.host, now=later)
         raise AssertionError(f"no end of it: {self.writes[-6:]}")
+
+    def _next_look(self, made: Plan) -> float | None:
+        shown = None if self.since is None else self.since + PROGRESS_AFTER
+        times = [at for at in (made.wake_at, shown) if at is not None and at > self.host.now]
+        return min(times) if times else None
 
     def _picture(self) -> tuple[Any, ...]:
         return copy.deepcopy(self.obj), copy.deepcopy(self.pods), replace(self.host, now=0.0)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from controller.core.desired import Desired, Mode, Permit
-from controller.core.observed import Guest, Observed, Recorded, Unknown, Vmm
+from controller.core.down import why_unknown
+from controller.core.observed import Guest, Observed, Recorded, Vmm
 from controller.core.ownership import AGENTS
 from controller.core.state import State
 from controller.core.steps import Plan
@@ -147,7 +148,4 @@ def _restart_required(desired: Desired, seen: Observed, record: Recorded) -> boo
 
 def state_error(seen: Observed) -> str | None:
     """Why the state is Unknown, in one line; None when it is known."""
-    if seen.state is not State.UNKNOWN:
-        return None
-    unknown = [fact for fact in (seen.vmm, seen.record, seen.snapshot) if isinstance(fact, Unknown)]
-    return unknown[0].why[:MESSAGE_LIMIT] if unknown else "the run lock cannot be read"
+    return why_unknown(seen)[:MESSAGE_LIMIT] if seen.state is State.UNKNOWN else None

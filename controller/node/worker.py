@@ -14,6 +14,7 @@ from controller.core import invariants, wish
 from controller.core.conditions import Failure
 from controller.core.desired import Desired
 from controller.core.observed import Observed
+from controller.core.ownership import ready_is_operators
 from controller.core.plan import plan as make_plan
 from controller.core.state import State
 from controller.core.steps import DropFinalizer, Plan, Step
@@ -216,6 +217,8 @@ class Worker:
         waiting = look.plan.waiting
         if track.failure is not None or (waiting and waiting.reason not in UNDER_WAY):
             return True
+        if waiting and waiting.reason == "Unscheduled" and not ready_is_operators(obj):
+            return True  # the operator makes no reservation before it has read that there is none
         now = clock.now()
         began = track.since if track.since is not None else now
         return now - began >= PROGRESS_AFTER and now - track.written >= PROGRESS_EVERY

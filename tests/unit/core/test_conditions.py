@@ -148,17 +148,14 @@ def test_restart_is_required_while_the_old_words_run(
     ("look", "why"),
     [
         (seen_running(vmm=BLIND), BLIND.why),
-        (seen_running(vmm=ABSENT), None),
+        (seen_running(vmm=ABSENT), "its VMM lives but was not found"),
         (seen(record=Unknown("record is torn")), "record is torn"),
-        (seen(lock=Lock.UNKNOWN), "the run lock cannot be read"),
+        (seen(lock=Lock.UNKNOWN), "cannot tell whether its VMM lives: the run lock cannot be read"),
         (seen(), None),
     ],
 )
 def test_state_error_says_why_nobody_can_tell(look: Observed, why: str | None) -> None:
-    if look.lock is Lock.HELD and look.vmm == ABSENT:
-        assert say.state_error(look)
-    else:
-        assert say.state_error(look) == why
+    assert say.state_error(look) == why
 
 
 # --- the list -------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Operator and node agent on one object: they agree, write little and never fight."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 
 from controller.core.ownership import condition, is_true, needs_memory
 from controller.core.placement import NodeState
+from controller.node.worker import PROGRESS_AFTER
 from tests import faults
 from tests.clusterworld import Cluster, Conflict, an_instance
-from tests.world import World
+from tests.world import World, breathe
 
 
 def settled(**spec: Any) -> Cluster:
@@ -261,3 +263,37 @@ def test_any_order_of_events_and_stale_views_comes_to_rest(
     cluster.quiet()
     check(cluster)
     assert cluster.quiet() == 0
+
+
+def test_stopped_that_was_seen_but_not_told_is_told_at_once() -> None:
+    cluster = settled()
+    cluster.host = faults.workload_exits(cluster.host)
+    cluster.quiet()
+    cluster.user({"operatingMode": "Stopped"})
+    view = cluster.view()
+    cluster.user({"operatingMode": "Running"})
+    with pytest.raises(Conflict):  # it has forgotten the exit, and cannot say so
+        cluster.agent(view)
+    began = cluster.host.now
+    assert cluster.quiet() <= 3
+    check(cluster)
+    assert cluster.host.now - began < PROGRESS_AFTER
+
+
+def test_reservation_given_back_but_not_told_is_told_at_once() -> None:
+    cluster = settled()
+    cluster.user({"operatingMode": "Stopped"})
+    cluster.agent()
+    view = cluster.view()
+    for _ in range(10):
+        cluster.host = breathe(cluster.host)
+        cluster.user({"operatingMode": "Running"})
+        cluster.user({"operatingMode": "Stopped"})
+        with contextlib.suppress(Conflict):
+            cluster.agent(view)
+    assert "pod-1" in cluster.host.given_back
+    cluster.user({"operatingMode": "Running"})
+    began = cluster.host.now
+    assert cluster.quiet() <= 3
+    check(cluster)
+    assert cluster.host.now - began < PROGRESS_AFTER
