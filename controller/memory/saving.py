@@ -205,13 +205,14 @@ def _make_lineage(directory: Path, gid: int) -> None:
 
 
 class StateSink:
-    """Where a VMM writes its device state: memory of limited size, not a file that could fill a
-    disk. ``fd`` is open for writing only; ``data`` is what was written."""
+    """Where a VMM writes its device state: ``fd`` is open for writing only, ``data`` what it wrote.
+
+    It is memory, not a file: what is written counts against the cgroup of the VMM, and one gone
+    wild cannot fill the disk. It starts by truncating it, so no size can be set beforehand.
+    """
 
     def __init__(self) -> None:
         self._memory = os.memfd_create("state", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self._memory, STATE_LIMIT)
-        fcntl.fcntl(self._memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
         self.fd = os.open(f"/proc/self/fd/{self._memory}", os.O_WRONLY | os.O_CLOEXEC)
 
     def __enter__(self) -> Self:
@@ -222,8 +223,10 @@ class StateSink:
         os.close(self._memory)
 
     def data(self) -> bytes:
-        """The device state. Raises Blocked (DeviceStateMissing) when there is none."""
-        length = os.lseek(self.fd, 0, os.SEEK_CUR)  # shared with whoever got the descriptor
+        """The device state; nobody can write any more. Raises Blocked when it makes no sense."""
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
+        fcntl.fcntl(self._memory, fcntl.F_ADD_SEALS, seals)
+        length = os.fstat(self._memory).st_size
         if not 0 < length <= STATE_LIMIT:
             raise Blocked(
                 f"the VMM wrote {length} bytes of device state; stop the Instance",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.errors import Rejected, Retry
+from controller.errors import Blocked, Rejected, Retry
 from controller.host import failpoint
 from controller.memory import commit, rebase
 from controller.memory.chunks import CHUNK, CHUNK_PAGES
@@ -354,19 +354,23 @@ def act(shelf: Shelf, verb: str) -> None:
 
 def test_device_state_is_what_was_written_to_the_descriptor():
     with StateSink() as sink:
-        os.write(os.dup(sink.fd), b"device" * 1000 + b"\0")
+        assert fcntl.fcntl(sink.fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY
+        theirs = os.dup(sink.fd)
+        os.ftruncate(theirs, 0)
+        os.write(theirs, b"device" * 1000 + b"\0")
         assert sink.data() == b"device" * 1000 + b"\0"
+        with pytest.raises(PermissionError):  # what is digested is what is stored
+            os.pwrite(theirs, b"other", 0)
+        os.close(theirs)
 
 
-def test_a_vmm_cannot_write_more_device_state_than_the_limit():
+@pytest.mark.parametrize("size", [0, STATE_LIMIT + 1])
+def test_device_state_of_no_sensible_size_is_refused(size):
     with StateSink() as sink:
-        assert os.pwrite(sink.fd, b"x", STATE_LIMIT - 1) == 1
-        with pytest.raises(OSError, match="Operation not permitted"):
-            os.pwrite(sink.fd, b"xx", STATE_LIMIT)
-        with pytest.raises(OSError, match="not permitted"):
-            os.ftruncate(sink.fd, 1)
-        flags = fcntl.fcntl(sink.fd, fcntl.F_GETFL)
-        assert flags & os.O_ACCMODE == os.O_WRONLY
+        os.ftruncate(sink.fd, size)
+        with pytest.raises(Blocked) as caught:
+            sink.data()
+        assert caught.value.reason == "DeviceStateMissing"
 
 
 # --- a new base ---------------------------------------------------------------------------------
