@@ -30,6 +30,7 @@ The graph, generated from the table (``diagram``); a test fails when it is stale
 from collections import deque
 from collections.abc import Mapping
 from enum import Enum
+from functools import lru_cache
 
 
 class State(Enum):
@@ -96,6 +97,7 @@ def all_edges() -> frozenset[Edge]:
     return frozenset((origin, target) for origin in State for target in successors(origin))
 
 
+@lru_cache(maxsize=1024)  # few pairs, few drivers, asked on every look
 def path(origin: State, target: State, offered: frozenset[Edge]) -> tuple[State, ...] | None:
     """The fewest hops from ``origin`` to ``target`` over the ``offered`` edges of the graph.
 
