@@ -28,6 +28,9 @@ from controller.memory.chunks import CHUNK_PAGES, EMPTY, ChunkDigest, pages_with
 from controller.memory.pages import PAGE
 
 BUFFER_PAGES = 64
+_GAP = -1  # in place of a source
+_GAP_PAGES = 3
+_ZEROS = memoryview(bytes(BUFFER_PAGES * PAGE))
 THREADS = min(4, os.cpu_count() or 1)
 
 # rows of (index of the source, offset in it in bytes, page of the body, count of pages)
@@ -96,7 +99,6 @@ def write_back(source: int, rows: Sequence[tuple[int, int, int]], target: int) -
     -1 writes zeros. Offsets in bytes, counts in pages. Raises OSError, EOFError.
     """
     keep = threading.local()
-    zeros = memoryview(bytes(BUFFER_PAGES * PAGE))
 
     def write(row: tuple[int, int, int]) -> None:
         to, origin, count = row
@@ -105,7 +107,7 @@ def write_back(source: int, rows: Sequence[tuple[int, int, int]], target: int) -
             size = min(BUFFER_PAGES * PAGE, count * PAGE - done)
             if origin >= 0:
                 read_into(source, buffer[:size], origin + done)
-            _write_all(target, (buffer if origin >= 0 else zeros)[:size], to + done)
+            _write_all(target, (buffer if origin >= 0 else _ZEROS)[:size], to + done)
 
     def write_many(some: list[tuple[int, int, int]]) -> None:
         for row in some:
@@ -147,7 +149,10 @@ def _chunk(
         filled = 0
         for source, offset, count in reads:
             end = filled + count * PAGE
-            read_into(order.sources[source], buffer[filled:end], offset)
+            if source == _GAP:
+                buffer[filled:end] = _ZEROS[: end - filled]
+            else:
+                read_into(order.sources[source], buffer[filled:end], offset)
             filled = end
         view = buffer[:filled]
         flags = pages_with_data(view)
@@ -161,10 +166,17 @@ def _chunk(
 
 
 def _batches(rows: Pieces) -> Iterator[tuple[int, _Reads]]:
-    """Neighbours in the body together, a buffer at most: (first page, what to read)."""
+    """Neighbours in the body together, a buffer at most: (first page, what to read).
+
+    A small gap is filled with zeros, which are not written: scattered pages cost less that way.
+    """
     start, have = -1, 0
     reads: _Reads = []
     for source, offset, page, count in rows.tolist():
+        gap = page - start - have
+        if reads and 0 < gap <= min(_GAP_PAGES, BUFFER_PAGES - have - 1):
+            reads.append((_GAP, 0, gap))
+            have += gap
         while count:
             if have == BUFFER_PAGES or (reads and start + have != page):
                 yield start, reads

@@ -32,10 +32,10 @@ def memfd(data: bytes = b"") -> int:
 def piece_rows(draw):
     """(source page, body page, count), sorted in the body and not overlapping there."""
     rows, at = [], draw(st.integers(0, 3))
-    for _ in range(draw(st.integers(0, 6))):
+    for _ in range(draw(st.integers(0, 9))):
         count = draw(st.sampled_from([1, 2, 63, 64, 65, 700, 1024, 1500]))
         rows.append((draw(st.integers(0, 500)), at, count))
-        at += count + draw(st.sampled_from([0, 0, 1, 300, 1024]))
+        at += count + draw(st.sampled_from([0, 0, 1, 3, 4, 300, 1024]))
     return rows, at + draw(st.integers(0, 2))
 
 

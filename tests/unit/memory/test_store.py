@@ -1,8 +1,10 @@
 """The store: what it keeps, what it removes, and what it notices."""
 
+import errno
 import fcntl
 import os
 import random
+import stat
 from pathlib import Path
 
 import pytest
@@ -349,6 +351,40 @@ def act(shelf: Shelf, verb: str) -> None:
         saving.state(b"x", GID)
 
 
+def test_a_file_is_synced_before_it_has_its_name_and_the_name_after(shelf, monkeypatch):
+    with shelf.store.saving() as saving:
+        saving.state(b"first", GID)  # makes the lineage's directory
+    calls = []
+    sync, rename = os.fsync, Path.rename
+
+    def spy_sync(fd):
+        mode = os.fstat(fd).st_mode
+        calls.append("sync directory" if stat.S_ISDIR(mode) else f"sync {stat.S_IMODE(mode):o}")
+        sync(fd)
+
+    def spy_rename(path, target):
+        calls.append(f"name {Path(target).name.split('-')[0]}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", spy_sync)
+    monkeypatch.setattr(Path, "rename", spy_rename)
+    with shelf.store.saving() as saving:
+        saving.state(b"second", GID)
+    assert calls == ["sync 440", "name state", "sync directory"]
+
+
+def test_a_sync_that_fails_leaves_nothing(shelf, monkeypatch):
+    def broken(fd):
+        raise OSError(errno.EIO, "I/O error")
+
+    with monkeypatch.context() as patch, shelf.store.saving() as saving:
+        patch.setattr(os, "fsync", broken)
+        with pytest.raises(Retry) as caught:
+            saving.state(b"x", GID)
+    assert caught.value.reason == "IOError"
+    assert shelf.names() == []
+
+
 # --- device state -------------------------------------------------------------------------------
 
 
@@ -391,6 +427,34 @@ def test_a_new_base_holds_the_same_memory(shelf):
     assert commit.read(home, 4) == new
     assert found(shelf, new, full=True) == []
     assert len(shelf.names()) == 2
+
+
+def rebased(shelf: Shelf, home: Path) -> None:
+    """As its caller does it."""
+    manifest = commit.read(home, 4)
+    assert manifest is not None
+    with shelf.store.saving() as saving:
+        commit.replace(home, 4, manifest, rebase.rebase(shelf.store, saving, manifest))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", ["rebase", "sync", "publish", "replace"])
+def test_a_crash_while_a_new_base_is_made_leaves_the_memory(shelf, step, when):
+    home = shelf.home()
+    commit.commit(home, 4, shelf.snapshot(OLD, NEW))
+    die_at(f"memory.{step}.{when}", lambda: rebased(shelf, home))
+    shelf.store.start()
+    commit.clean(home)
+    shelf.store.collect()
+    there = commit.read(home, 4)
+    assert there is not None
+    assert (there.delta is None) == ((step, when) == ("replace", "after"))
+    assert found(shelf, there, full=True) == []
+    assert read_back(shelf.store, there) == NEW
+    rebased(shelf, home)
+    again = commit.read(home, 4)
+    assert again is not None
+    assert read_back(shelf.store, again) == NEW
 
 
 def test_a_new_base_is_given_up_when_it_is_cancelled(shelf):
