@@ -1,7 +1,8 @@
 """How a run ended, and whether restartPolicy starts it again.
 
 The first witness is the guest's own report, then the VMM's last words, then the console. A stop
-that we ordered is no exit; a reboot of guest or host is none either: both boot again.
+that we ordered is no exit; a reboot of guest or host is none either: both boot again, a guest that
+reboots again and again with a back-off.
 """
 
 from controller.core.backoff import Backoff
@@ -48,9 +49,11 @@ def note(
 ) -> NoteExit:
     """The step that writes the end of the open run down, with what policy makes of it."""
     ended = ending_of(seen, record)
-    if ended.reboot:
+    if record.rebooted and ended.reboot:
         return NoteExit(ended, exited=False, restarts=record.restarts, delay=0.0)
     lasted = None if record.run_began_at is None else now - record.run_began_at
     count = backoff.count(record.restarts, lasted)
+    if ended.reboot:  # at once; but one reboot after the other waits, or it would spin for ever
+        return NoteExit(ended, exited=False, restarts=count, delay=backoff.delay(count - 1))
     again = restarts(policy, ended)
     return NoteExit(ended, not again, count, backoff.delay(count) if again else 0.0)

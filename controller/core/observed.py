@@ -54,7 +54,7 @@ class Exit:
 
     code: int | None
     message: str
-    reboot: bool = False  # a reboot of guest or host is no exit: boot again at once
+    reboot: bool = False  # a reboot of guest or host is no exit: boot again
 
     @property
     def failed(self) -> bool:

@@ -199,7 +199,7 @@ def _boot(
     draft: Plan, desired: Desired, record: Recorded, seen: Observed, now: float, rules: Rules
 ) -> Plan:
     if record.retry_at is not None and now < record.retry_at:
-        said = record.exit.message if record.exit else "it failed"
+        said = record.exit.message if record.exit else "the guest rebooted again"
         return replace(
             wait(
                 draft, now, "CrashLoopBackOff",

@@ -83,6 +83,24 @@ def test_note_counts_and_delays(
     assert (noted.exit, noted.exited, noted.restarts, noted.delay) == (FAILED, exited, count, delay)
 
 
+@pytest.mark.parametrize(
+    ("restarts", "lasted", "count", "delay"), [(0, 5, 1, 0.0), (1, 5, 2, 10.0), (4, 700, 1, 0.0)]
+)
+def test_guest_that_reboots_boots_at_once_but_does_not_spin(
+    restarts: int, lasted: int, count: int, delay: float
+) -> None:
+    for policy in RestartPolicy:
+        seen = over(Ending.RESET)
+        noted = exits.note(policy, seen, a_run(restarts=restarts), 10.0 + lasted, Backoff())
+        assert (noted.exited, noted.restarts, noted.delay) == (False, count, delay)
+
+
+def test_host_that_reboots_counts_for_nothing() -> None:
+    seen = over(None, rebooted=True)
+    noted = exits.note(RestartPolicy.NEVER, seen, a_run(restarts=3, rebooted=True), 20.0, Backoff())
+    assert (noted.exited, noted.restarts, noted.delay) == (False, 3, 0.0)
+
+
 def test_back_off_doubles_up_to_its_cap() -> None:
     waits = [Backoff().delay(tries) for tries in range(8)]
     assert waits == [0, 10, 20, 40, 80, 160, 300, 300]
