@@ -3,6 +3,7 @@
 What does not live here: the cluster (``stage``), how commands are shown (``narrator``).
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -44,7 +45,11 @@ def demo() -> None:
             narrator.say(f"Removing what a demo that was killed left in {left.base}")
             strike(left, narrator)
         with stage(narrator) as (made, equipped):
-            show(equipped, made)
+            try:
+                show(equipped, made)
+            except TorporError:
+                _explain(equipped)
+                raise
             narrator.say("That was it. Everything goes away again.")
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -144,6 +149,13 @@ def _delete(narrator: Narrator) -> None:
     if names := narrator.ask("kubectl", "get", "inst,pods", "-o", "name").split():
         raise TorporError(f"still there: {' '.join(names)}")
     narrator.run("kubectl", "get", "inst")
+
+
+def _explain(narrator: Narrator) -> None:
+    """What the cluster says of an Instance that is not as it should be."""
+    narrator.say("This is not as it should be. What the cluster says of it:")
+    with contextlib.suppress(TorporError):  # the failure before this one matters more
+        narrator.run("kubectl", "describe", "inst", NAME)
 
 
 def _ask_for(narrator: Narrator, mode: str) -> None:
