@@ -3,7 +3,8 @@
 Off unless the environment says otherwise at the start: TORPOR_FAILPOINTS is a comma-separated list
 of ``name[:n]=action``, meaning that the n-th passage (default: the first) does it, once. Actions:
 ``kill`` (SIGKILL to ourselves, as a power cut would look), ``exit`` (code 70, without clean-up),
-``raise`` (Retry, reason Failpoint), ``sleep-SECONDS`` (blocks the whole process).
+``raise`` (Retry, reason Failpoint), ``sleep-SECONDS`` (blocks the whole process). Each is said on
+stderr first.
 
 A second use is in tests within one process: ``arm``. What does not live here: any point.
 """
@@ -74,6 +75,7 @@ def _is_action(action: str) -> bool:
 
 
 def _act(name: str, action: str) -> None:
+    os.write(2, f"failpoint {name}: {action}\n".encode())
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif action == "exit":

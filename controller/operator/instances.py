@@ -27,6 +27,7 @@ from controller.core.placement import (
 )
 from controller.core.reservation import PodSettings, manifest
 from controller.core.wish import hardware as settled
+from controller.host import failpoint
 from controller.kube.client import Client
 from controller.kube.errors import AlreadyExists, Forbidden, Invalid, NotFound
 from controller.kube.events import EventRecorder
@@ -40,6 +41,14 @@ log = logging.getLogger(__name__)
 Object = dict[str, Any]
 REFUSED_RETRY_SECONDS = 30.0
 WATCH_DEAD_SECONDS = 90.0
+
+failpoint.register(
+    *(
+        f"operator.{action.__name__}.{when}"
+        for action in (AddFinalizer, CreatePod, DeletePod, DropFinalizer, WriteStatus)
+        for when in ("before", "after")
+    )
+)
 
 
 @dataclass
@@ -138,6 +147,12 @@ class Instances:
 
     async def _do(self, obj: Object, world: World, action: Action) -> bool:
         """Carry out one action. False: refused by the API server for good, try much later."""
+        failpoint.hit(f"operator.{type(action).__name__}.before")
+        done = await self._carry_out(obj, world, action)
+        failpoint.hit(f"operator.{type(action).__name__}.after")
+        return done
+
+    async def _carry_out(self, obj: Object, world: World, action: Action) -> bool:
         match action:
             case AddFinalizer():
                 finalizers = [*obj["metadata"].get("finalizers", ()), FINALIZER]

@@ -11,7 +11,7 @@ from tests.agentkit import IMAGE, KILLED, Ours, Rig, eventually
 STEP_POINTS = tuple(
     f"step.{step.__name__}.{when}" for step in act.STEPS for when in ("before", "after")
 )
-STEP = re.compile(r"\S+: ([A-Z]\w+): ")
+DIED = re.compile(r"^failpoint (\S+): kill$", re.MULTILINE)
 
 
 class Life:
@@ -79,13 +79,7 @@ class Life:
         while True:
             agent = self._start()
             assert await agent.ended(600) == KILLED
-            self.died.append(self._where())
+            self.died = DIED.findall(self.rig.site.log.read_text())
 
     def _start(self) -> Ours:
         return self.rig.restart(",".join(f"{point}=kill" for point in sorted(self.missed())))
-
-    def _where(self) -> str:
-        """The point at which the agent just died: that of the step it said last."""
-        step = STEP.findall(self.rig.site.log.read_text())[-1]
-        before = f"step.{step}.before"
-        return before if before in self.missed() else f"step.{step}.after"
