@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 
-async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Return once ``condition()`` is true. Raises AssertionError after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():
