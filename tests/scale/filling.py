@@ -22,16 +22,17 @@ from controller.local.nodes import LocalNode
 from controller.operator.defaults import hardware
 from controller.settings import Defaults
 from tests.scale.hollow import LEASE_SECONDS, ROOMY, Stack
-from tests.scale.upped import NAMESPACE
+from tests.scale.upped import make_namespace
 
 Object = dict[str, Any]
 FULL_NODE = "full-node"
 PREFIX = "full-"  # of the names
+NAMESPACE = "full"  # which no bench watches
 AT_ONCE = 24
 SINCE = "2026-01-01T00:00:00Z"
 DIGEST = "sha256:" + "0f" * 32
 _LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{SYSTEM}/leases"
-_INSTANCES = f"/apis/torpor.dev/v1alpha1/namespaces/{NAMESPACE}/instances"
+_INSTANCES = f"/apis/torpor.dev/v1alpha1/namespaces/{NAMESPACE}/instances/"
 _PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 _SETTINGS = PodSettings("torpor.dev/reservation:1", "default-scheduler", 10.0)
 
@@ -39,6 +40,7 @@ _SETTINGS = PodSettings("torpor.dev/reservation:1", "default-scheduler", 10.0)
 @contextmanager
 def full_node(stack: Stack) -> Iterator[None]:
     """A Node whose agent, as far as anybody can see, lives: its Lease is renewed."""
+    make_namespace(stack.admin, NAMESPACE)
     home = stack.home / FULL_NODE
     home.mkdir()
     node = LocalNode(FULL_NODE, token_file=home / "token", **ROOMY)
@@ -66,14 +68,14 @@ def fill(admin: Admin, first: int, last: int, defaults: Defaults) -> None:
     asyncio.run(_each(admin, range(first, last), lambda api, n: _make(api, n, defaults)))
 
 
-def touch(admin: Admin, names: Iterable[str], word: str) -> None:
+def touch(admin: Admin, paths: Iterable[str], word: str) -> None:
     """An event for each of these Instances that means nothing to anybody: an annotation."""
     body = {"metadata": {"annotations": {"example.com/touched": word}}}
 
-    async def one(api: "_Api", name: str) -> None:
-        await api.send("PATCH", f"{_INSTANCES}/{name}", body)
+    async def one(api: "_Api", path: str) -> None:
+        await api.send("PATCH", path, body)
 
-    asyncio.run(_each(admin, names, one))
+    asyncio.run(_each(admin, paths, one))
 
 
 class _Api:
@@ -103,13 +105,13 @@ async def _each(admin: Admin, things: Iterable[Any], work: Any) -> None:
 
 
 async def _make(api: _Api, number: int, defaults: Defaults) -> None:
-    obj = await api.send("POST", _INSTANCES, _instance(number))
+    obj = await api.send("POST", _INSTANCES.rstrip("/"), _instance(number))
     frozen = hardware(obj["spec"], defaults)
     pod = manifest(obj, frozen, FULL_NODE, _SETTINGS)
     pod["spec"]["nodeName"] = FULL_NODE  # where the scheduler would have put it
     bound = await api.send("POST", _PODS, pod)
     status = _status(number, bound["metadata"]["uid"], resources(frozen))
-    await api.send("PATCH", f"{_INSTANCES}/{filled(number)}/status", {"status": status})
+    await api.send("PATCH", f"{filled(number)}/status", {"status": status})
 
 
 def _instance(number: int) -> Object:
@@ -117,7 +119,7 @@ def _instance(number: int) -> Object:
         "apiVersion": "torpor.dev/v1alpha1",
         "kind": "Instance",
         "metadata": {
-            "name": filled(number),
+            "name": f"{PREFIX}{number:05d}",
             "finalizers": [FINALIZER],
             "labels": {"app.kubernetes.io/name": "hello", "app.kubernetes.io/part-of": "bench"},
         },
@@ -153,8 +155,8 @@ def _status(number: int, reservation: str, settled: Object) -> Object:
 
 
 def filled(number: int) -> str:
-    """The name of that Instance."""
-    return f"{PREFIX}{number:05d}"
+    """The path of that Instance."""
+    return f"{_INSTANCES}{PREFIX}{number:05d}"
 
 
 def _renewed() -> Object:

@@ -146,21 +146,22 @@ def _cost_of_events(cluster: Cluster, operator: psutil.Process, count: int) -> f
     """CPU seconds of one event that changes nothing."""
     began, before = time.monotonic(), _cpu(operator)
     rounds = math.ceil(EVENTS / count)
-    names = [filled(number) for number in range(min(count, EVENTS))]
+    paths = [filled(number) for number in range(min(count, EVENTS))]
     for number in range(rounds):
-        touch(cluster.admin, names, str(number))
+        touch(cluster.admin, paths, str(number))
     _asks_for_a_word(cluster, f"sentinel-{count}-touched")
     _calm(operator)
     took, used = time.monotonic() - began, _cpu(operator) - before
     assert took > 0
-    return used / (rounds * len(names))
+    return used / (rounds * len(paths))
 
 
 def _cost_of_a_pass(cluster: Cluster, agent: psutil.Process, names: list[str]) -> float:
     """CPU seconds of one look at a settled Instance, its event included."""
+    paths = [f"{cluster.instances}/{name}" for name in names]
     before = _cpu(agent)
     for number in range(ROUNDS):
-        touch(cluster.admin, names, str(number))
+        touch(cluster.admin, paths, str(number))
         _calm(agent)
     return (_cpu(agent) - before) / (ROUNDS * len(names))
 

@@ -102,16 +102,20 @@ def using(
     admin: Admin, directory: Path, image: str, state_dir: Path, run_dir: Path
 ) -> Iterator[Cluster]:
     """A Cluster over a control plane that runs, whose log is below ``directory``."""
-    admin.create("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
-    accounts = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/default"
-    while admin.find(accounts) is None:  # without it no Pod is let in
-        time.sleep(0.05)
+    make_namespace(admin, NAMESPACE)
     audit = Audit(directory, BENCH_USER)
     with Watch(admin, NAMESPACE) as watch:
         try:
             yield Cluster(admin, directory, audit, watch, image, state_dir, run_dir)
         finally:
             audit.close()
+
+
+def make_namespace(admin: Admin, name: str) -> None:
+    """Make a namespace; returns when Pods are let in."""
+    admin.create("/api/v1/namespaces", {"metadata": {"name": name}})
+    while admin.find(f"/api/v1/namespaces/{name}/serviceaccounts/default") is None:
+        time.sleep(0.05)
 
 
 def push_image(registry: str) -> None:

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -17,29 +18,25 @@ class Watch:
     """Use as a context manager. ``history``: (monotonic time, object or None: deleted) by name."""
 
     def __init__(self, admin: Admin, namespace: str) -> None:
+        self._admin = admin
         self._collection = f"/apis/torpor.dev/v1alpha1/namespaces/{namespace}/instances"
-        self._connection = http.client.HTTPSConnection(
-            "127.0.0.1", admin.port, context=admin.context
-        )
-        self._since = admin.get(self._collection)["metadata"]["resourceVersion"]
+        self._since: str = admin.get(self._collection)["metadata"]["resourceVersion"]
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._ended = threading.Event()
+        self._connection = self._connect()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
         self.history: dict[str, list[tuple[float, Object | None]]] = {}
 
     def __enter__(self) -> Self:
-        query = f"watch=true&resourceVersion={self._since}&timeoutSeconds=3600"
-        self._connection.request("GET", f"{self._collection}?{query}")
-        self._answer = self._connection.getresponse()
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        sock = self._connection.sock
-        if sock is not None:
+        self._ended.set()
+        if self._connection.sock is not None:
             with suppress(OSError):
-                sock.shutdown(2)
+                self._connection.sock.shutdown(socket.SHUT_RDWR)
         self._thread.join(5)
-        self._connection.close()
 
     def wait(
         self, name: str, holds: Callable[[Object | None], object], *, after: float, seconds: float
@@ -66,16 +63,31 @@ class Watch:
                 obj for at, obj in self.history.get(name, ()) if at >= after and obj is not None
             ]
 
+    def _follow(self) -> None:
+        """Read on from where the last stream ended: a server ends them when it likes."""
+        while not self._ended.is_set():
+            with suppress(OSError, ValueError, http.client.HTTPException):
+                self._read()
+            self._connection.close()
+            self._connection = self._connect()
+
+    def _connect(self) -> http.client.HTTPSConnection:
+        return http.client.HTTPSConnection(
+            "127.0.0.1", self._admin.port, context=self._admin.context
+        )
+
     def _read(self) -> None:
-        with suppress(OSError, ValueError, http.client.HTTPException):
-            for line in self._answer:
-                now, event = time.monotonic(), json.loads(line)
-                obj = event["object"]
-                gone = event["type"] == "DELETED"
-                with self._changed:
-                    versions = self.history.setdefault(obj["metadata"]["name"], [])
-                    versions.append((now, None if gone else obj))
-                    self._changed.notify_all()
+        query = f"watch=true&resourceVersion={self._since}&timeoutSeconds=3600"
+        self._connection.request("GET", f"{self._collection}?{query}")
+        for line in self._connection.getresponse():
+            now, event = time.monotonic(), json.loads(line)
+            obj = event["object"]
+            self._since = obj["metadata"]["resourceVersion"]
+            gone = event["type"] == "DELETED"
+            with self._changed:
+                versions = self.history.setdefault(obj["metadata"]["name"], [])
+                versions.append((now, None if gone else obj))
+                self._changed.notify_all()
 
 
 def ready(reason: str) -> Callable[[Object | None], bool]:
