@@ -88,6 +88,7 @@ class Cluster:
     host: World = field(default_factory=World)
     pods: list[Object] = field(default_factory=list)
     node: NodeState = NodeState.ALIVE
+    told: bool = False  # this silence of the node was said
     terminating: bool = False
     fits: bool = True  # whether the scheduler finds room
     writes: list[tuple[str, Object]] = field(default_factory=list)
@@ -142,7 +143,7 @@ class Cluster:
         view = view or self.view()
         facts = placement.World(
             copy.deepcopy(self.pods), self.node if self._placed(view) else NodeState.NONE,
-            self.terminating, HARDWARE, "2026-01-01T00:00:00Z",
+            self.terminating, HARDWARE, "2026-01-01T00:00:00Z", silence_told=self.told,
         )  # fmt: skip
         for action in placement.decide(view, facts):
             self._carry_out(view, action)
@@ -161,6 +162,7 @@ class Cluster:
             case placement.WriteStatus(status=status, assign_id=assign):
                 identity = {"id": "c0ffee"} if assign else {}
                 self.patch("operator", view, {"status": {**status, **identity}})
+                self.told |= self.node is NodeState.SILENT
 
     def _make_pod(self, view: Object, node: str | None) -> None:
         body = manifest(view, HARDWARE, node, POD_SETTINGS)
@@ -189,6 +191,10 @@ class Cluster:
         """A drain, a preemption, a taint: the Pods are Terminating."""
         for pod in self.pods:
             pod["metadata"].setdefault("deletionTimestamp", "2026-01-01T00:00:00Z")
+
+    def silence(self, node: NodeState = NodeState.SILENT) -> None:
+        """The agent's Lease runs out; or it is renewed."""
+        self.node, self.told = node, False
 
     def lose(self) -> None:
         """Somebody deleted the Pods by force."""

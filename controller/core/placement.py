@@ -93,6 +93,7 @@ class World:
     namespace_terminating: bool
     hardware: Hardware  # what spec says, settings where it is silent
     now: str  # RFC 3339, for lastTransitionTime
+    silence_told: bool = False  # this silence of the node was said on it; not said twice
 
 
 def decide(obj: Object, world: World) -> tuple[Action, ...]:
@@ -135,7 +136,8 @@ def _let_go(obj: Object, world: World) -> tuple[Action, ...]:
 
 
 def _silent(obj: Object, world: World) -> bool:
-    said = condition(obj, "Ready").get("reason") == "NodeUnreachable"
+    # An agent that lost only its Lease contradicts us; to insist would be a fight without an end.
+    said = world.silence_told or condition(obj, "Ready").get("reason") == "NodeUnreachable"
     return world.node is NodeState.SILENT and not said
 
 

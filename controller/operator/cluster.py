@@ -114,6 +114,10 @@ class Cluster:
         for name in fallen:
             self._look_at_node(name)
 
+    def renewed(self, node: str | None) -> str:
+        """When that node's Lease was renewed last, in its own words; empty if that is not known."""
+        return self._renewed[node][0] if node in self._renewed else ""
+
     def put_pod(self, pod: Object) -> None:
         """Take the answer to a create of ours."""
         self.pods.put(pod)

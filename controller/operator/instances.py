@@ -64,6 +64,7 @@ class Instances:
     look: Callable[[str], None]
     known: dict[str, Object] = field(default_factory=dict)  # UID -> newest object, trimmed
     _unseen: dict[str, tuple[int, float]] = field(default_factory=dict)
+    _told_silence: dict[str, str] = field(default_factory=dict)  # UID -> the Lease it was said of
 
     def watched(self, obj: Object) -> None:
         """The watch brought this object."""
@@ -90,6 +91,7 @@ class Instances:
         """The object is gone from the API server."""
         self.known.pop(uid, None)
         self._unseen.pop(uid, None)
+        self._told_silence.pop(uid, None)
         self.look(uid)
 
     def look_at_node(self, name: str) -> None:
@@ -139,6 +141,8 @@ class Instances:
             namespace_terminating=self.cluster.namespace_terminating(obj["metadata"]["namespace"]),
             hardware=self._hardware(obj),
             now=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            silence_told=self._told_silence.get(obj["metadata"]["uid"])
+            == self.cluster.renewed(status.get("nodeName")),
         )
 
     def _hardware(self, obj: Object) -> Hardware:
@@ -229,8 +233,15 @@ class Instances:
             return
         if subresource == "status":
             self._tell(obj, written)
+            self._note_silence(obj, written)
         self._unseen.setdefault(meta["uid"], (_version(written), time.monotonic()))
         self.saw(written)
+
+    def _note_silence(self, before: Object, after: Object) -> None:
+        was, now = (condition(obj, "Ready").get("reason") for obj in (before, after))
+        if now == "NodeUnreachable" != was:
+            renewed = self.cluster.renewed(after["status"].get("nodeName"))
+            self._told_silence[after["metadata"]["uid"]] = renewed
 
     def _tell(self, before: Object, after: Object) -> None:
         was, now = condition(before, "Scheduled"), condition(after, "Scheduled")

@@ -160,7 +160,8 @@ def changes(wish: Desired) -> Iterator[Desired]:
     yield replace(wish, permit=Permit.WITHHELD)
     yield replace(wish, workload=Workload(args=("new",)))
     yield replace(wish, epoch=wish.epoch + 1)
-    yield replace(wish, draining=True)
+    yield replace(wish, draining=not wish.draining)
+    yield replace(wish, stop_timeout=0)
 
 
 def key(world: World) -> World:
@@ -228,7 +229,7 @@ class Life(RuleBasedStateMachine):
         self.ever_gone = False
 
     @precondition(lambda self: self.wish.mode is not Mode.GONE)
-    @rule(change=st.integers(0, 7))
+    @rule(change=st.integers(0, 8))
     def user_or_operator_changes_something(self, change: int) -> None:
         wish = list(changes(self.wish))[change]
         if wish.draining and wish.mode is Mode.GONE:

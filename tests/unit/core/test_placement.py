@@ -1,5 +1,6 @@
 """The operator's table: what it does about one Instance, row by row."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,6 +32,8 @@ BOUND = a_pod(node="n1")
 OPEN = a_pod()
 WAITING = a_pod(said=NO_ROOM)
 LEAVING = a_pod(node="n1", deleting=True)
+FORCED = a_pod(node="n1", deleting=True)
+FORCED["metadata"]["deletionGracePeriodSeconds"] = 0
 GIVE_UP = DeletePod("web-6f1b9a2e", "pod-1")
 
 
@@ -131,6 +134,9 @@ UNREACHABLE = ("Unknown", "NodeUnreachable")
         # node
         ("silent, said once", an_object(scheduled=TRUE, ready=UNREACHABLE, state="Running"),
          world(BOUND, node=SILENT), ()),
+        ("silent, said and contradicted", an_object(scheduled=TRUE, state="Running"),
+         replace(world(BOUND, node=SILENT), silence_told=True), ()),
+        ("Pod taken away by force", an_object(scheduled=TRUE, state="Running"), world(FORCED), ()),
         ("node unknown", an_object(scheduled=TRUE, state="Running"), world(BOUND, node=UNKNOWN),
          ()),
     ],

@@ -120,6 +120,7 @@ CASES: dict[str, tuple[Desired, Observed, str]] = {
     "it is to be paused while it shuts down": (PAUSE, told(99), "ShutDownGuest"),
     "it was started and is to be stopped": (STOP, created(), "KillVmm"),
     "its boot was ordered and it is to be stopped": (STOP, created(record=a_run()), "OrderStop"),
+    "its stop was ordered before it booted, and it is to run": (RUN, created(record=a_run(stop_ordered=True)), "KillVmm"),
     "it shut down as ordered": (STOP, shut(stop_ordered=True), "KillVmm"),
     "it is dead as ordered": (STOP, dead(stop_ordered=True), "CloseRun"),
     "it is stopped": (STOP, seen(), "ReleaseReservation"),

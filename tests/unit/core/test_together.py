@@ -189,14 +189,22 @@ def test_namespace_that_goes_stops_the_guest_and_makes_nothing_new() -> None:
 
 def test_silent_node_is_said_once_and_taken_back() -> None:
     cluster = settled()
-    cluster.node = NodeState.SILENT
+    cluster.silence()
     cluster.operator()
     cluster.operator()
     assert cluster.writes[-1][0] == "operator"
     assert condition(cluster.view(), "Ready")["reason"] == "NodeUnreachable"
-    cluster.node = NodeState.ALIVE
+    cluster.silence(NodeState.ALIVE)
     assert cluster.quiet() == 1
     check(cluster)
+
+
+def test_agent_that_lost_only_its_lease_is_contradicted_once() -> None:
+    cluster = settled()
+    cluster.silence()
+    assert cluster.quiet() == 2
+    assert cluster.ready() == ("True", "Running")
+    assert cluster.quiet() == 0
 
 
 def test_silent_node_of_a_waiting_instance_is_taken_back() -> None:
@@ -204,10 +212,10 @@ def test_silent_node_of_a_waiting_instance_is_taken_back() -> None:
     cluster.fits = False
     cluster.evict()
     cluster.quiet()
-    cluster.node = NodeState.SILENT
+    cluster.silence()
     cluster.operator()
     assert condition(cluster.view(), "Ready")["reason"] == "NodeUnreachable"
-    cluster.node = NodeState.ALIVE
+    cluster.silence(NodeState.ALIVE)
     cluster.quiet()
     assert cluster.ready() == ("False", "WaitingForNode")
 
@@ -226,6 +234,8 @@ EVENTS: dict[str, Callable[[Cluster], object]] = {
     "die": lambda c: setattr(c, "host", faults.vmm_dies(c.host)),
     "reboot": lambda c: setattr(c, "host", faults.host_reboots(c.host)),
     "crash": lambda c: setattr(c, "host", faults.agent_dies(c.host)),
+    "silent": lambda c: c.silence(),
+    "heard": lambda c: c.silence(NodeState.ALIVE),
     "schedule": lambda c: c.scheduler(),
     "operator": lambda c: c.operator(),
     "agent": lambda c: c.agent(),
@@ -258,6 +268,8 @@ def test_any_order_of_events_and_stale_views_comes_to_rest(
         if cluster.obj != views[-1]:
             views.append(cluster.view())
     cluster.fits = True
+    if cluster.node is NodeState.SILENT:
+        cluster.silence(NodeState.ALIVE)
     if gone:
         cluster.delete()
     cluster.quiet()

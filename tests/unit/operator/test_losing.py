@@ -91,6 +91,24 @@ async def test_silent_node_is_said_once(server: FakeApiServer, client: Client) -
         assert len(rig.pods) == 1
 
 
+async def test_agent_that_lost_only_its_lease_is_not_fought(
+    server: FakeApiServer, client: Client
+) -> None:
+    now = [0.0]
+    settings = OperatorSettings(node_lease_seconds=40)
+    async with running(server, client, settings, lambda: now[0]) as rig:
+        await rig.placed()
+        agent_says(rig, "Running")
+        await rig.settled()
+        now[0] = 41.0
+        rig.cluster.tell_silence()
+        await until(lambda: rig.said("Ready")["reason"] == "NodeUnreachable")
+        agent_says(rig, "Running")  # it writes still
+        await rig.settled()
+        await rig.look_again()
+        assert rig.said("Ready")["status"] == "True"
+
+
 async def test_silence_is_told_once_each_time(server: FakeApiServer, client: Client) -> None:
     now = [0.0]
     settings = OperatorSettings(node_lease_seconds=40)
