@@ -105,6 +105,7 @@ class MemoryStore:
         """Everything from the first file to the commit happens in here; nothing is collected.
 
         Waits while unused files are being removed. What was not finished is removed at the end.
+        Who names files of another manifest, as a fork does, reads that one in here as well.
         """
         with self._lock(fcntl.LOCK_SH), contextlib.closing(Saving(self)) as saving:
             yield saving

@@ -5,8 +5,7 @@ import dataclasses
 import hashlib
 import os
 import shutil
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -16,7 +15,7 @@ from controller.memory.manifest import Manifest
 from controller.memory.pages import PAGE, FileId, ProcessMemory
 from controller.memory.saving import StateSink
 from controller.memory.store import MemoryStore, References
-from controller.vmm.driver import Driver, Handle
+from controller.vmm.driver import Handle
 from controller.vmm.qemu.argv import EMPTY_IMAGE
 from tests.node.rigs import MIB, VMM_UID, Rig, Run
 from tests.node.testguest import Shell
@@ -25,20 +24,24 @@ from tests.waiting import until
 
 pytestmark = pytest.mark.node
 
-# A loop that never sleeps, so that a guest that stands still is told from one that runs.
-COUNTER = "n=0; (while :; do n=$((n+1)); echo $n > /count; done) &"
+# A loop that never sleeps, so that a guest that stands still is told from one that runs. It notes
+# when the number that it wrote last is not the one that it remembers: memory of two moments.
+COUNTER = (
+    "n=0; echo 0 > /count; (while :; do read was < /count; [ $was = $n ] || echo $n $was >> /gaps;"
+    " n=$((n+1)); echo $n > /count; done) &"
+)
 
 
 class Lab:
     """QEMU, a store, and what was saved of its guests."""
 
-    def __init__(self, rig: Rig, driver: Driver) -> None:
-        self.rig, self.driver = rig, driver
+    def __init__(self, rig: Rig) -> None:
+        self.rig, self.driver = rig, rig.driver()
         self.store = MemoryStore(rig.home / "memory", lambda: References(()))
         self.store.start()
 
     async def boot(self) -> Run:
-        """A guest that counts."""
+        """A guest that counts, and keeps something that it can be asked for."""
         run = self.rig.run()
         await self.rig.start(self.driver, run)
         await self.driver.resume(handle(run))
@@ -49,8 +52,10 @@ class Lab:
             said += run.read("report")
             return b"ready" in said
 
-        await until(ready, 60)
-        await Shell(run.channel).run(COUNTER)
+        await until(ready, 100)
+        await Shell(run.channel).run("head -c 1000000 /dev/urandom > /fill", 60)
+        await Shell(run.channel).run("yes torpor | head -c 4194304 > /big", 60)
+        await Shell(run.channel).run(COUNTER, 60)
         return run
 
     async def sleep(self, run: Run, old: Manifest | None = None) -> Manifest:
@@ -75,15 +80,10 @@ class Lab:
             state = saving.state(sink.data(), VMM_UID)
         return manifest_of(memory, base or file, file if base else None, state)
 
-    async def wake(self, manifest: Manifest, like: Run) -> Run:
+    async def wake(self, manifest: Manifest) -> Run:
         """Another VMM of the same kind that goes on from there."""
         assert self.store.verify(manifest) == ()
         run = self.rig.run(incoming=True, memory_image=self.store.path(manifest.base))
-        run.machine = dataclasses.replace(
-            run.machine,
-            machine_type=like.machine.machine_type,
-            disks=like.machine.disks,
-        )
         await self.rig.start(self.driver, run)
         await asyncio.to_thread(self.store.put_back, handle(run).identity, manifest)
         fd = self.store.open_state(manifest)
@@ -102,104 +102,139 @@ def handle(run: Run) -> Handle:
 
 async def count(run: Run) -> int:
     """How far the guest has counted."""
-    while not (text := (await Shell(run.channel).run("cat /count")).strip()):
+    while not (text := (await Shell(run.channel).run("cat /count", 60)).strip()):
         pass  # it was between opening and writing
     return int(text)
 
 
 async def counts_on(run: Run, since: int) -> int:
     """Wait until it counts further than ``since``; how far then."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while (now := await count(run)) <= since:
             pass
     return now
 
 
-@pytest.fixture
-async def lab() -> AsyncIterator[Lab]:
+@dataclasses.dataclass(frozen=True)
+class Slept:
+    """One guest that was put to sleep, and what it said before. It is woken by every test."""
+
+    manifest: Manifest
+    boot_id: str
+    digest: str
+    count: int
+
+
+async def facts(run: Run) -> tuple[str, str]:
+    """What the kernel calls this boot, and the digest of what the guest keeps in memory."""
+    shell = Shell(run.channel)
+    boot_id = await shell.run("cat /proc/sys/kernel/random/boot_id")
+    return boot_id, await shell.run("sha256sum /fill")
+
+
+async def no_gaps(run: Run) -> bool:
+    """Whether the guest always found the number that it remembered."""
+    return "gaps" not in await Shell(run.channel).run("ls /")
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[Rig]:
     if shutil.which("qemu-system-x86_64") is None:
         pytest.skip("no QEMU here")
-    rig = Rig("qemu")
-    driver = rig.driver()
+    made = Rig("qemu")
     try:
-        yield Lab(rig, driver)
+        yield made
     finally:
-        for run in rig.runs:
-            await driver.release(run.machine.uid)
+        asyncio.run(made.end())
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def slept(rig: Rig) -> Slept:
+    async def once() -> Slept:
+        lab = Lab(rig)
+        run = await lab.boot()
+        boot_id, digest = await facts(run)
+        last = await counts_on(run, 0)
+        manifest = await lab.sleep(run)
+        await lab.driver.release(run.machine.uid)
+        return Slept(manifest, boot_id, digest, last)
+
+    return asyncio.run(once())
+
+
+@pytest.fixture
+async def lab(rig: Rig, slept: Slept) -> AsyncIterator[Lab]:
+    made = Lab(rig)
+    try:
+        yield made
+    finally:
         await rig.end()
-        rig.close()
+        for run in rig.runs:
+            await made.driver.release(run.machine.uid)
 
 
-async def test_a_guest_goes_on_counting_after_every_sleep(lab: Lab) -> None:
-    run = await lab.boot()
-    secret = "cat /proc/sys/kernel/random/boot_id; head -c 4000000 /dev/urandom > /fill"
-    boot_id = await Shell(run.channel).run(secret)
-    digest = await Shell(run.channel).run("sha256sum /fill")
-    last = await counts_on(run, 0)
-    manifest = None
-    for generation in range(3):
+async def test_a_guest_goes_on_counting_after_every_sleep(lab: Lab, slept: Slept) -> None:
+    manifest, last = slept.manifest, slept.count
+    assert manifest.delta is None
+    for _ in range(3):
+        run = await lab.wake(manifest)
+        last = await counts_on(run, last)
+        assert await facts(run) == (slept.boot_id, slept.digest)
+        assert await no_gaps(run)
         manifest = await lab.sleep(run, manifest)
-        run = await lab.wake(manifest, run)
-        now = await counts_on(run, last)
-        assert now > last, "it counts on, and never starts over"
-        last = now
-        assert await Shell(run.channel).run("cat /proc/sys/kernel/random/boot_id") == boot_id
-        assert await Shell(run.channel).run("sha256sum /fill") == digest
-        assert (manifest.delta is None) == (generation == 0)
-    assert manifest is not None
+    assert manifest.base == slept.manifest.base
     assert manifest.delta is not None
     assert manifest.delta.on_disk < manifest.base.on_disk / 2, "a delta is what changed"
     assert lab.store.verify(manifest, full=True) == ()
 
 
-async def test_what_a_woken_guest_sees_is_exactly_what_was_saved(lab: Lab) -> None:
-    """The guest's own RAM through the VMM, byte for byte, before its first instruction."""
-    run = await lab.boot()
-    first = await lab.sleep(run)
-    run = await lab.wake(first, run)
-    await counts_on(run, 0)
+async def test_what_a_woken_guest_finds_is_what_was_saved(lab: Lab, slept: Slept) -> None:
+    """All guest RAM, byte for byte, before the first instruction after the wake."""
+    run = await lab.wake(slept.manifest)
+    await counts_on(run, slept.count)
     await lab.driver.pause(handle(run))
-    second = await lab.save(run, first)
-    asleep = ram_of(lab, run, second)
+    manifest = await lab.save(run, slept.manifest)
+    asleep = ram_of(lab, run, manifest)
     await lab.driver.kill(handle(run))
 
-    twin = lab.rig.run(incoming=True, memory_image=lab.store.path(second.base))
+    twin = lab.rig.run(incoming=True, memory_image=lab.store.path(manifest.base))
     await lab.rig.start(lab.driver, twin)
-    lab.store.put_back(handle(twin).identity, second)
-    assert ram_of(lab, twin, second) == asleep
+    lab.store.put_back(handle(twin).identity, manifest)
+    assert ram_of(lab, twin, manifest) == asleep
 
 
-async def test_forks_of_one_sleep_count_each_on_their_own(lab: Lab) -> None:
-    source = await lab.boot()
-    await counts_on(source, 0)
-    manifest = await lab.sleep(source)
-    forks = [await lab.wake(manifest, source) for _ in range(2)]
+def ram_of(lab: Lab, run: Run, manifest: Manifest) -> bytes:
+    """All guest RAM of a VMM that maps the base of ``manifest``."""
+    path = lab.store.path(manifest.base)
+    with ProcessMemory(handle(run).identity) as memory:
+        ram = memory.ram(FileId.of(path.stat()), run.machine.hardware.memory)
+        return os.pread(memory.mem, ram.size, ram.start)
+
+
+async def test_forks_of_one_sleep_go_each_their_own_way(lab: Lab, slept: Slept) -> None:
+    forks = [await lab.wake(slept.manifest) for _ in range(2)]
     for number, fork in enumerate(forks):
         await Shell(fork.channel).run(f"echo {number} > /me")
     seen = [(await Shell(fork.channel).run("cat /me")).strip() for fork in forks]
     assert seen == ["0", "1"]
-    one, two = [await lab.sleep(fork, manifest) for fork in forks]
-    assert one.base == two.base == manifest.base
+    one, two = [await lab.sleep(fork, slept.manifest) for fork in forks]
+    assert one.base == two.base == slept.manifest.base
     assert one.delta != two.delta
-    woken = await lab.wake(two, source)
+    woken = await lab.wake(two)
     assert (await Shell(woken.channel).run("cat /me")).strip() == "1"
+    assert await no_gaps(woken)
 
 
-async def test_memory_that_the_guest_zeroed_is_zero_when_it_wakes(lab: Lab) -> None:
-    run = await lab.boot()
-    shell = Shell(run.channel)
-    await shell.run("mkdir -p /big; mount -t tmpfs -o size=20m big /big", 30)
-    await shell.run("yes torpor | head -c 8388608 > /big/file", 60)
-    first = await lab.sleep(run)
-    run = await lab.wake(first, run)
-    shell = Shell(run.channel)
-    await shell.run("dd if=/dev/zero of=/big/file bs=1M count=8 conv=notrunc 2>/dev/null", 60)
-    second = await lab.sleep(run, first)
-    run = await lab.wake(second, run)
-    text = await Shell(run.channel).run("sha256sum < /big/file", 60)
-    assert text.split()[0] == hashlib.sha256(bytes(8 * MIB)).hexdigest()
-    assert second.delta is not None
-    assert zero_pages(lab, second) * PAGE > 7 * MIB
+async def test_memory_that_the_guest_zeroed_is_zero_when_it_wakes(lab: Lab, slept: Slept) -> None:
+    run = await lab.wake(slept.manifest)
+    zero = "dd if=/dev/zero of=/big bs=1M count=4 conv=notrunc 2>/dev/null"
+    await Shell(run.channel).run(zero, 60)
+    manifest = await lab.sleep(run, slept.manifest)
+    run = await lab.wake(manifest)
+    text = await Shell(run.channel).run("sha256sum < /big", 60)
+    assert text.split()[0] == hashlib.sha256(bytes(4 * MIB)).hexdigest()
+    assert zero_pages(lab, manifest) * PAGE > 3 * MIB
 
 
 def zero_pages(lab: Lab, manifest: Manifest) -> int:
@@ -211,18 +246,9 @@ def zero_pages(lab: Lab, manifest: Manifest) -> int:
     return sum(count for _, _, count, kind in runs if kind == image.RunKind.ZERO)
 
 
-def ram_of(lab: Lab, run: Run, manifest: Manifest) -> bytes:
-    """All guest RAM of a VMM that maps the base of ``manifest``."""
-    path: Path = lab.store.path(manifest.base)
-    with ProcessMemory(handle(run).identity) as memory:
-        ram = memory.ram(FileId.of(path.stat()), run.machine.hardware.memory)
-        return os.pread(memory.mem, ram.size, ram.start)
-
-
-async def test_a_vmm_of_another_lineage_cannot_start_from_it(lab: Lab) -> None:
-    run = await lab.boot()
-    manifest = await lab.sleep(run)
-    stranger = lab.rig.run(incoming=True, memory_image=lab.store.path(manifest.base))
+async def test_a_vmm_of_another_lineage_cannot_start_from_it(lab: Lab, slept: Slept) -> None:
+    image_path = lab.store.path(slept.manifest.base)
+    stranger = lab.rig.run(incoming=True, memory_image=image_path)
     stranger.launch = dataclasses.replace(stranger.launch, uid=VMM_UID - 1, gid=VMM_UID - 1)
     os.chown(stranger.machine.run_dir, VMM_UID - 1, VMM_UID - 1)
     with pytest.raises(Blocked):

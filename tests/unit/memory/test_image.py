@@ -157,3 +157,12 @@ def test_base_and_delta_give_back_the_memory(data, kinds):
     assert zeroed == {n for n in old if n not in new}
     os.close(base)
     os.close(delta)
+
+
+def test_a_page_that_was_zero_and_is_zero_is_no_run():
+    pages = np.array([2, 3, 4, 5, 9], dtype=np.int64)
+    stored = np.array([True, False, False, True, False])
+    base_has = np.zeros(10, dtype=bool)
+    base_has[4] = True
+    rows = capture.delta_runs(pages, stored, base_has).tolist()
+    assert rows == [[2, 0, 1, RunKind.DATA], [4, 0, 1, RunKind.ZERO], [5, 3, 1, RunKind.DATA]]
