@@ -7,8 +7,9 @@ and what is said meanwhile. The table it carries out:
 deleting                            Pods go once our finalizer is off; the finalizer is ours to
                                     drop only if there never was a node, or its Node is gone
 no finalizer                        add it, before anything else exists
-needs memory, Scheduled=True        its Pod lives: nothing. Terminating: say Evicting. Gone while a
-                                    VMM may live: a new Pod pinned to the node, the guest untouched
+needs memory, Scheduled=True        its Pod lives: nothing. Terminating: say Evicting. Gone or ended
+                                    while a VMM may live: a new Pod pinned to the node, the guest
+                                    untouched
 needs memory, Evicting              wait until the node says Released
 needs memory, Released              delete that Pod (grace 0), then make one pinned to the node
 needs memory, else                  make a Pod; bound: one status write with everything; refused
@@ -174,7 +175,7 @@ def _say_stopped(obj: Object, world: World, ready: Condition) -> tuple[Action, .
 def _scheduled(obj: Object, world: World) -> tuple[Action, ...]:
     status = obj["status"]
     held = [pod for pod in world.pods if pod["metadata"]["uid"] == status.get("reservation")]
-    if not held:
+    if not held or _finished(held[0]):
         if world.namespace_terminating:
             return (_evicting(obj, world, "its namespace is being deleted"),)
         return _lost(obj, world)
@@ -190,6 +191,12 @@ def _vanishing(pod: Object) -> bool:
     return deleting(pod) and pod["metadata"].get("deletionGracePeriodSeconds") == 0
 
 
+def _finished(pod: Object) -> bool:
+    """Failed or Succeeded by itself: it stays, but the scheduler counts nothing for it any more."""
+    ended = (pod.get("status") or {}).get("phase") in ("Failed", "Succeeded")
+    return ended and not deleting(pod)  # one that was asked to leave ends so, too
+
+
 def _evicting(obj: Object, world: World, why: str) -> WriteStatus:
     message = f"{why}; the guest is brought down gracefully"
     return _write(obj, world, Condition("Scheduled", "False", "Evicting", message))
@@ -197,7 +204,8 @@ def _evicting(obj: Object, world: World, why: str) -> WriteStatus:
 
 def _lost(obj: Object, world: World) -> tuple[Action, ...]:
     message = (
-        "its reservation Pod vanished; a new one is made for the same node, the guest is untouched"
+        "its reservation Pod vanished or ended; a new one is made for the same node, the guest is "
+        "untouched"
     )
     lost = Condition("Scheduled", "False", "ReservationLost", message)
     return (_write(obj, world, lost),)
@@ -212,7 +220,7 @@ def _given_back(obj: Object, world: World) -> tuple[Action, ...]:
 def _reserve(obj: Object, world: World) -> tuple[Action, ...]:
     if world.namespace_terminating:
         return ()  # nothing new is made there; the deletion comes to every Instance in it
-    if leaving := [pod for pod in world.pods if deleting(pod)]:
+    if leaving := [pod for pod in world.pods if deleting(pod) or _finished(pod)]:
         return tuple(map(_delete, leaving))
     if not world.pods:
         return (CreatePod((obj.get("status") or {}).get("nodeName")),)

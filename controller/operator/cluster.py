@@ -46,7 +46,7 @@ class Cluster:
         self.namespaces = Reflector(
             client, NAMESPACES, on_change=self._namespace_changed, trim=_names_only
         )
-        self._node_names: set[str] = set()
+        self._node_names: dict[str, str] = {}  # name -> UID: a Node may come anew
         self._silent: set[str] = set()  # nodes whose silence was told
         self._terminating: set[str] = set()  # names of namespaces
 
@@ -138,10 +138,11 @@ class Cluster:
     def _node_changed(self, uid: str, old: Object | None, new: Object | None) -> None:
         name = (new or old or {})["metadata"]["name"]
         if new is None:
-            self._node_names.discard(name)
+            if self._node_names.get(name) == uid:  # a relist tells of the new one first
+                del self._node_names[name]
             self._look_at_node(name)
         else:
-            self._node_names.add(name)
+            self._node_names[name] = uid
 
     def _lease_changed(self, uid: str, old: Object | None, new: Object | None) -> None:
         if new is None:

@@ -32,6 +32,10 @@ BOUND = a_pod(node="n1")
 OPEN = a_pod()
 WAITING = a_pod(said=NO_ROOM)
 LEAVING = a_pod(node="n1", deleting=True)
+FAILED = a_pod(node="n1")
+FAILED["status"]["phase"] = "Failed"
+LEFT = a_pod(node="n1", deleting=True)
+LEFT["status"]["phase"] = "Failed"
 FORCED = a_pod(node="n1", deleting=True)
 FORCED["metadata"]["deletionGracePeriodSeconds"] = 0
 GIVE_UP = DeletePod("web-6f1b9a2e", "pod-1")
@@ -105,6 +109,10 @@ UNREACHABLE = ("Unknown", "NodeUnreachable")
         ("namespace goes before its Pod", an_object(placed=False), world(terminating=True), ()),
         ("Pod Terminating before it was used", an_object(placed=False), world(LEAVING),
          (GIVE_UP,)),
+        ("Pod refused by the node's kubelet", an_object(placed=False), world(FAILED),
+         (GIVE_UP,)),
+        ("lost, what is left of the Pod", an_object(scheduled=LOST, state="Running"),
+         world(FAILED), (GIVE_UP,)),
         # it has a reservation
         ("runs", an_object(scheduled=TRUE, state="Running"), world(BOUND), ()),
         ("paused", an_object("Paused", scheduled=TRUE, state="Paused"), world(BOUND), ()),
@@ -141,7 +149,7 @@ UNREACHABLE = ("Unknown", "NodeUnreachable")
          ()),
     ],
 )  # fmt: skip
-def test_row_without_a_status_write(
+def test_row_takes_exactly_these_actions(
     situation: str, obj: dict[str, Any], facts: World, actions: tuple[Action, ...]
 ) -> None:
     assert decide(obj, facts) == actions, situation
@@ -163,8 +171,12 @@ def test_row_without_a_status_write(
          UNSCHEDULABLE, ("True", "Running")),
         ("Pod Terminating", an_object(scheduled=TRUE, state="Running"), world(LEAVING), EVICTING,
          ("Unknown", "Pending")),
+        ("Pod Terminating and ended", an_object(scheduled=TRUE, state="Running"), world(LEFT),
+         EVICTING, ("Unknown", "Pending")),
         ("Pod gone at once", an_object(scheduled=TRUE, state="Running"), world(), LOST,
          ("Unknown", "Pending")),
+        ("Pod failed, as an evicted one", an_object(scheduled=TRUE, state="Running"),
+         world(FAILED), LOST, ("Unknown", "Pending")),
         ("Pod gone, namespace goes", an_object(scheduled=TRUE, state="Running"),
          world(terminating=True), EVICTING, ("Unknown", "Pending")),
         ("another's Pod is no reservation", an_object(scheduled=TRUE, state="Running"),
@@ -182,7 +194,7 @@ def test_row_without_a_status_write(
          ("False", "NotNeeded"), ("Unknown", "Pending")),
     ],
 )  # fmt: skip
-def test_row_with_one_status_write(
+def test_row_is_said_in_one_write(
     situation: str, obj: dict[str, Any], facts: World, scheduled: Any, ready: Any
 ) -> None:
     (action,) = decide(obj, facts)

@@ -34,6 +34,12 @@ async def test_node_without_an_object_is_gone(rig: Rig) -> None:
     assert rig.cluster.node("node-9") is NodeState.GONE
 
 
+async def test_node_that_came_anew_in_a_relist_is_not_gone(rig: Rig) -> None:
+    new = {"metadata": {"name": NODE, "uid": "new", "resourceVersion": "999999"}}
+    rig.cluster.nodes._replace([new], 999999)  # old and new changed places while nobody watched
+    assert rig.cluster.node(NODE) is NodeState.ALIVE
+
+
 async def test_node_whose_agent_was_never_heard_is_unknown(rig: Rig, server: FakeApiServer) -> None:
     server.put("nodes", {"metadata": {"name": "node-2"}})
     await until(lambda: rig.cluster.node("node-2") is not NodeState.GONE)
