@@ -8,15 +8,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from controller.host.process import Identity, identity, is_alive
 from controller.local import install as installs
 from controller.local.install import REGISTRY_PORT
 from tests.clusterkit import ROOT, Kubectl
 
 EXAMPLES = ROOT / "examples"
+PREFIX = "torpor-local-"
+OWNER = "owner.json"
 
 
 @dataclass(frozen=True)
@@ -92,13 +95,26 @@ class LocalCluster:
 @contextlib.contextmanager
 def local_cluster() -> Iterator[LocalCluster]:
     """Start one with one node, yield it, leave nothing behind."""
-    base = Path(tempfile.mkdtemp(prefix="torpor-local-"))
+    _clean_up_after_killed_sessions()
+    base = Path(tempfile.mkdtemp(prefix=PREFIX))
     base.chmod(0o711)  # VMMs have uids of their own
+    (base / OWNER).write_text(json.dumps(asdict(identity(os.getpid()))))
     cluster = LocalCluster(base / "cluster")
     try:
         cluster.torpor("up", "--detach", "--registry-port", "0")
         yield cluster
     finally:
-        if installs.load(cluster.directory) is not None:
-            cluster.torpor("down", "--purge")
-        shutil.rmtree(base)
+        _remove(base)
+
+
+def _clean_up_after_killed_sessions() -> None:
+    for owner in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{OWNER}"):
+        if not is_alive(Identity(**json.loads(owner.read_text()))):
+            _remove(owner.parent)
+
+
+def _remove(base: Path) -> None:
+    cluster = LocalCluster(base / "cluster")
+    if installs.load(cluster.directory) is not None:
+        cluster.torpor("down", "--purge")
+    shutil.rmtree(base)
