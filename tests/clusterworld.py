@@ -130,8 +130,9 @@ class Cluster:
     def delete(self) -> None:
         """The user deletes the Instance."""
         after = self.view()
-        after["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-        self._store(after)
+        if not deleting(after):
+            after["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+            self._store(after)
 
     # --- the operator and the scheduler -----------------------------------------------------------
 

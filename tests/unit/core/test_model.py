@@ -34,6 +34,8 @@ def next_plan(world: World, wish: Desired) -> Plan:
     assert problems(made, seen) == ()
     assert all(can_transition(a, b) for a, b in zip(made.way, made.way[1:], strict=False))
     assert not (made.settled and made.steps)
+    if seen.state is State.UNKNOWN and wish.mode is not Mode.GONE:
+        assert not made.steps, f"it acts on what it does not know: {made.sentence}"
     if not made.steps and not made.settled:
         assert made.waiting is not None, f"nothing to do, not there, and no reason: {made}"
     return made
@@ -162,6 +164,8 @@ def changes(wish: Desired) -> Iterator[Desired]:
     yield replace(wish, epoch=wish.epoch + 1)
     yield replace(wish, draining=not wish.draining)
     yield replace(wish, stop_timeout=0)
+    always = wish.restart is RestartPolicy.ALWAYS
+    yield replace(wish, restart=RestartPolicy.NEVER if always else RestartPolicy.ALWAYS)
 
 
 def key(world: World) -> World:
@@ -229,7 +233,7 @@ class Life(RuleBasedStateMachine):
         self.ever_gone = False
 
     @precondition(lambda self: self.wish.mode is not Mode.GONE)
-    @rule(change=st.integers(0, 8))
+    @rule(change=st.integers(0, 9))
     def user_or_operator_changes_something(self, change: int) -> None:
         wish = list(changes(self.wish))[change]
         if wish.draining and wish.mode is Mode.GONE:

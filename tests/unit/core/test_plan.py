@@ -202,7 +202,7 @@ def made(wish: Desired, look: Observed) -> steps.Plan:
 
 
 @pytest.mark.parametrize("sentence", CASES)
-def test_steps(sentence: str) -> None:
+def test_look_gives_exactly_these_steps(sentence: str) -> None:
     wish, look, expected = CASES[sentence]
     found = made(wish, look)
     assert " ".join(step.name for step in found.steps) == expected
@@ -211,7 +211,7 @@ def test_steps(sentence: str) -> None:
 
 
 @pytest.mark.parametrize("sentence", WAITS)
-def test_waits(sentence: str) -> None:
+def test_look_that_allows_nothing_says_what_it_waits_for(sentence: str) -> None:
     wish, look, reason, stalled = WAITS[sentence]
     found = made(wish, look)
     assert found.steps == ()
