@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 Object = dict[str, Any]
 REFUSED_RETRY_SECONDS = 30.0
 WATCH_DEAD_SECONDS = 90.0
+_UNREAD = ("managedFields", "annotations")  # most of an object's bytes, and users' to fill
 
 failpoint.register(
     *(
@@ -258,5 +259,5 @@ def _version(obj: Object) -> int:
 
 
 def _trim(obj: Object) -> Object:
-    metadata = {k: v for k, v in obj["metadata"].items() if k not in ("managedFields",)}
+    metadata = {k: v for k, v in obj["metadata"].items() if k not in _UNREAD}
     return {**obj, "metadata": metadata}
