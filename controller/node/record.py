@@ -5,7 +5,8 @@ was started, who that VMM is, how the last run ended, which reservation was give
 written before the effect it speaks of. A record that cannot be read, or that a newer agent wrote,
 is never acted on and never removed: its guest is left alone.
 
-State that can be derived (running, paused, stopped) is not in here.
+State that can be derived (running, paused, stopped) is not in here. A field that is added later
+gets a default that means "as before"; anything else raises ``SCHEMA``.
 """
 
 import hashlib
@@ -236,17 +237,24 @@ def decode(data: bytes) -> Record:
     except (ValueError, TypeError, KeyError) as err:
         raise _corrupt("it is not a whole record") from err
     if not isinstance(schema, int) or schema > SCHEMA:
-        raise Rejected(
-            f"a newer agent wrote it (schema {schema!r}, this one knows {SCHEMA}); its guest is "
-            "left alone: run that agent again",
-            reason="RecordNewer",
-        )
+        raise _newer(f"schema {schema!r}, this one knows {SCHEMA}")
     if whole.get("checksum") != _checksum(body):
         raise _corrupt("its checksum does not match")
     try:
         return Record.model_validate(body)
     except ValidationError as err:
-        raise _corrupt(f"{err.errors()[0]['loc']}: {err.errors()[0]['msg']}") from err
+        first = err.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":  # whole, by its checksum, yet with a field unknown
+            raise _newer(f"field {field}, which this one does not know") from err
+        raise _corrupt(f"{field}: {first['msg']}") from err
+
+
+def _newer(what: str) -> Rejected:
+    return Rejected(
+        f"a newer agent wrote it ({what}); its guest is left alone: run that agent again",
+        reason="RecordNewer",
+    )
 
 
 def _corrupt(why: str) -> Rejected:
