@@ -284,7 +284,7 @@ class Life(RuleBasedStateMachine):
 
 
 Life.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=30, deadline=None,
+    max_examples=100, stateful_step_count=30, deadline=None,
     suppress_health_check=list(HealthCheck), database=None,
 )  # fmt: skip
 TestLife = Life.TestCase  # any life of an Instance comes to rest where it was asked to

@@ -309,7 +309,7 @@ WISHES = st.builds(
 
 
 @given(LOOKS, WISHES, st.booleans())
-@settings(max_examples=600, deadline=None, database=None)
+@settings(max_examples=400, deadline=None, database=None)
 def test_any_look_and_any_wish_give_a_lawful_plan(
     look: Observed, wish: Desired, every_edge: bool
 ) -> None:
