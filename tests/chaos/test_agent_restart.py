@@ -1,6 +1,6 @@
 """Agents that die, start on a bad disk, or are not who they should be: guests notice nothing.
 
-Faults F7, F49, F51, F52, F55, F59 of the fault table; VMMs are hollow.
+Faults F7, F49, F51, F52, F54, F55, F59 of the fault table; VMMs are hollow.
 """
 
 import asyncio
@@ -16,8 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from controller.host.process import Identity, is_alive
-from tests.agentkit import KILLED, ROOT, Rig, eventually, tail
+from controller.host.files import remove_tree
+from controller.host.process import Identity, boot_id, is_alive
+from controller.node.record import Record, encode
+from controller.vmm.registry import FAULTS
+from tests.agentkit import KILLED, ROOT, Rig, eventually, make_site, tail
 
 MANY = 18
 
@@ -320,8 +323,6 @@ async def test_second_agent_on_a_state_dir_refuses_and_the_first_goes_on(rig: Ri
 
 async def test_second_agent_of_a_node_waits_until_the_first_is_silent(rig: Rig) -> None:
     """Two hosts that were given one node name: the one that came first keeps the node."""
-    from tests.agentkit import make_site
-
     first = rig.restart(lease_seconds=2)
     uid = await rig.run("a")
     elsewhere = rig.site.home / "2"
@@ -341,3 +342,92 @@ async def test_second_agent_of_a_node_waits_until_the_first_is_silent(rig: Rig) 
         await other.close()
     assert rig.site.vmm(uid) is not None
     assert other.agent.code == KILLED
+
+
+# --- the host -------------------------------------------------------------------------------------
+
+
+def as_after_a_reboot(rig: Rig, uid: str) -> None:
+    """Its VMM is gone, and all times and pids in its record are of another boot."""
+    path = rig.site.places.instance(uid) / "record.json"
+    boot = boot_id()
+    text = encode(rig.site.record(uid)).decode().replace(boot, "0" * len(boot))
+    body = json.loads(text)["record"]
+    path.write_bytes(encode(Record.model_validate(body)))
+
+
+async def test_reboot_of_the_host_boots_again_what_ran_and_is_no_failure(rig: Rig) -> None:
+    rig.restart()
+    modes = {"running": "Running", "paused": "Paused", "stopped": "Stopped"}
+    uids = {name: await rig.run(name, restartPolicy="Never") for name in modes}
+    for name, mode in modes.items():
+        await rig.world.until(name, mode)
+    inodes = {name: rig.site.places.overlay(uid).stat().st_ino for name, uid in uids.items()}
+    await rig.site.agent.kill()
+    for pids in rig.site.vmms().values():
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+    await eventually(lambda: not rig.site.vmms())
+    for uid in uids.values():
+        as_after_a_reboot(rig, uid)
+    for path in rig.site.places.run.iterdir():
+        if path.name != FAULTS:
+            remove_tree(path) if path.is_dir() else path.unlink()
+    rig.restart()
+    await eventually(
+        lambda: rig.site.starts(uids["running"]) == 2 and rig.site.starts(uids["paused"]) == 2
+    )
+    for name in modes:
+        await rig.world.until(name)
+    assert rig.site.starts(uids["stopped"]) == 1
+    for name, uid in uids.items():
+        record = rig.site.record(uid)
+        assert (record.exit, record.exited, record.restarts) == (None, False, 0), name
+        assert rig.site.places.overlay(uid).stat().st_ino == inodes[name]
+
+
+async def test_process_that_has_a_dead_vmms_pid_is_never_signalled(rig: Rig) -> None:
+    """After a reboot somebody else has the number that the record names."""
+    rig.restart()
+    uid = await rig.run("a")
+    await rig.site.agent.kill()
+    vmm = rig.site.vmm(uid)
+    assert vmm is not None
+    os.kill(vmm.pid, signal.SIGKILL)
+    await eventually(lambda: not rig.site.vmms())
+    as_after_a_reboot(rig, uid)
+    record = rig.site.record(uid)
+    assert record.open is not None
+    assert record.open.vmm is not None
+    bystander = await asyncio.create_subprocess_exec("sleep", "600")
+    theirs = record.open.vmm.process.model_copy(update={"pid": bystander.pid})
+    named = record.open.vmm.model_copy(update={"process": theirs, "keeper": theirs})
+    opened = record.open.model_copy(update={"vmm": named})
+    path = rig.site.places.instance(uid) / "record.json"
+    path.write_bytes(encode(record.model_copy(update={"open": opened})))
+    rig.restart()
+    await eventually(lambda: rig.site.starts(uid) == 2)
+    await rig.world.until_gone("a")
+    assert bystander.returncode is None
+    bystander.kill()
+    await bystander.wait()
+
+
+async def test_log_keeper_that_died_is_replaced_under_a_living_guest(rig: Rig) -> None:
+    rig.restart()
+    uid = await rig.run("a")
+    vmm, opened = rig.site.vmm(uid), rig.site.record(uid).open
+    assert opened is not None
+    assert opened.vmm is not None
+    first = opened.vmm.keeper.identity
+    os.kill(first.pid, signal.SIGKILL)
+
+    def keeper() -> Identity | None:
+        run = rig.site.record(uid).open
+        return run.vmm.keeper.identity if run and run.vmm else None
+
+    await eventually(lambda: keeper() != first)
+    rig.site.happen(uid, "print still heard")
+    log = rig.site.places.logs(uid) / "workload.log"
+    await eventually(lambda: "still heard" in log.read_text(), log.read_text)
+    assert rig.site.vmm(uid) == vmm
