@@ -5,6 +5,7 @@ that was not seen yet is unknown, never absent.
 """
 
 import asyncio
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from controller.kube.client import Client
 from controller.kube.reflector import Reflector
 from controller.kube.resources import LEASES, NAMESPACES, NODES, PODS
 from controller.settings import OperatorSettings
+
+log = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 SILENCE_LOOK_SECONDS = 1.0
@@ -125,6 +128,9 @@ class Cluster:
     def _pod_changed(self, uid: str, old: Object | None, new: Object | None) -> None:
         pod = new or old or {}
         owner = pod["metadata"]["labels"][UID_LABEL]
+        if old and new and (before := old["metadata"]["labels"][UID_LABEL]) != owner:
+            self._pod_changed(uid, old, None)  # relabelled: the one before has lost it
+            log.warning("Pod %s: its label moved from %s to %s", uid, before, owner)
         if not _owned_by(pod, owner):
             return  # somebody else's Pod with our label
         if new is None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from controller.core import placement
 from controller.core.desired import Hardware
-from controller.core.names import FINALIZER
+from controller.core.names import FINALIZER, UID_LABEL
 from controller.core.ownership import condition
 from controller.core.placement import (
     Action,
@@ -27,9 +27,10 @@ from controller.core.placement import (
 )
 from controller.core.reservation import PodSettings, manifest
 from controller.core.wish import hardware as settled
+from controller.errors import Retry
 from controller.host import failpoint
 from controller.kube.client import Client
-from controller.kube.errors import AlreadyExists, Forbidden, Invalid, NotFound
+from controller.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, NotFound
 from controller.kube.events import EventRecorder
 from controller.kube.resources import INSTANCES, PODS
 from controller.operator.cluster import Cluster
@@ -196,11 +197,15 @@ class Instances:
     async def _taken(self, obj: Object, world: World, name: str) -> bool:
         """A Pod of that name is there: ours, not seen by the watch yet, or somebody else's."""
         found = await self.client.get(PODS, name, obj["metadata"]["namespace"])
-        owners = (found or {}).get("metadata", {}).get("ownerReferences") or ()
-        if found is None or any(o.get("uid") == obj["metadata"]["uid"] for o in owners):
-            if found is not None:
+        meta, uid = (found or {}).get("metadata") or {}, obj["metadata"]["uid"]
+        if found is None:  # no watch of ours tells of somebody else's Pod: try again
+            raise Retry(f"Pod {name} was in the way and went")
+        if any(o.get("uid") == uid for o in meta.get("ownerReferences") or ()):
+            if (meta.get("labels") or {}).get(UID_LABEL) == uid:
                 self.cluster.put_pod(found)
-            return True
+                return True
+            await self._delete_pod(meta)
+            raise Retry(f"Pod {name} had lost its label, so our watch cannot see it: made anew")
         message = f"Pod {name} is in the way and belongs to somebody else; delete it"
         for action in placement.refused(obj, world, message):
             await self._do(obj, world, action)
@@ -232,11 +237,22 @@ class Instances:
         except NotFound:
             self.known.pop(meta["uid"], None)
             return
+        except Conflict:
+            await self._check_identity(meta)
+            raise
+        if meta["uid"] not in self.known:
+            return  # the watch was faster: this write let it go
         if subresource == "status":
             self._tell(obj, written)
             self._note_silence(obj, written)
         self._unseen.setdefault(meta["uid"], (_version(written), time.monotonic()))
         self.saw(written)
+
+    async def _check_identity(self, meta: Object) -> None:
+        """Forget an object whose name belongs to another: kopf tells of no deletion in a relist."""
+        found = await self.client.get(INSTANCES, meta["name"], meta["namespace"])
+        if found is None or found["metadata"]["uid"] != meta["uid"]:
+            self.lost(meta["uid"])
 
     def _note_silence(self, before: Object, after: Object) -> None:
         was, now = (condition(obj, "Ready").get("reason") for obj in (before, after))

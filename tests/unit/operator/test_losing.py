@@ -4,6 +4,7 @@ import pytest
 
 from controller.core.names import FINALIZER, UID_LABEL
 from controller.kube.client import Client
+from controller.kube.errors import Conflict
 from controller.operator import instances as module
 from controller.settings import OperatorSettings
 from tests.fake_apiserver import FakeApiServer
@@ -210,3 +211,38 @@ async def test_watch_that_does_not_bring_back_our_writes_is_dead(
     later = module.time.monotonic() + 2 * module.WATCH_DEAD_SECONDS
     monkeypatch.setattr(module.time, "monotonic", lambda: later)
     assert not rig.instances.watch_lives
+
+
+@pytest.mark.parametrize("label", [None, "somebody-else"])
+async def test_reservation_whose_label_was_changed_is_made_anew(
+    rig: Rig, label: str | None
+) -> None:
+    placed = await rig.placed()
+    agent_says(rig, "Running")
+    pod = rig.pods[0]
+    labels = {UID_LABEL: label} if label else {}
+    if not label:  # for a watch by label that is a deletion
+        rig.server._tell("pods", "DELETED", pod)
+    rig.change("pods", pod["metadata"]["name"], metadata={**pod["metadata"], "labels": labels})
+    await until(lambda: rig.pods and rig.pods[0]["metadata"]["uid"] != pod["metadata"]["uid"])
+    assert rig.pods[0]["metadata"]["labels"][UID_LABEL] == placed["metadata"]["uid"]
+
+
+async def test_object_whose_name_is_another_ones_by_now_is_forgotten(rig: Rig) -> None:
+    old = await rig.placed()
+    await rig.settled()
+    new = {**old["metadata"], "uid": "new", "resourceVersion": None}
+    rig.server.objects["instances"][(NAMESPACE, "web")] = {**old, "metadata": new}  # unseen
+    rig.server.put("instances", rig.server.objects["instances"][(NAMESPACE, "web")])
+    with pytest.raises(Conflict):
+        await rig.instances._write(old, {"message": "too late"})
+    assert old["metadata"]["uid"] not in rig.instances.known
+
+
+async def test_answer_that_comes_after_the_deletion_leaves_no_ghost(rig: Rig) -> None:
+    obj = await rig.placed()
+    await rig.settled()
+    uid = obj["metadata"]["uid"]
+    rig.instances.known.pop(uid)  # the watch was faster than the answer
+    await rig.instances._write(rig.get(), {"message": "late"})
+    assert uid not in rig.instances._unseen
