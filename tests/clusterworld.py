@@ -177,9 +177,10 @@ class Cluster:
         self.pods = [pod for pod in self.pods if pod["metadata"]["uid"] not in uids]
 
     def scheduler(self) -> None:
-        """Bind what fits; say of the rest that it does not."""
+        """Bind what fits; say of the rest that it does not. What was deleted by force goes."""
+        self.pods = [p for p in self.pods if "deletionGracePeriodSeconds" not in p["metadata"]]
         for pod in self.pods:
-            if pod["spec"]["nodeName"] or deleting(pod):
+            if pod["spec"]["nodeName"] or deleting(pod) or pod["status"].get("phase"):
                 continue
             if self.fits:
                 pod["spec"]["nodeName"] = NODE
@@ -192,6 +193,17 @@ class Cluster:
         """A drain, a preemption, a taint: the Pods are Terminating."""
         for pod in self.pods:
             pod["metadata"].setdefault("deletionTimestamp", "2026-01-01T00:00:00Z")
+
+    def force(self) -> None:
+        """Somebody deletes the Pods by force; for a moment they are still seen, Terminating."""
+        self.evict()
+        for pod in self.pods:
+            pod["metadata"]["deletionGracePeriodSeconds"] = 0
+
+    def finish(self) -> None:
+        """The kubelet, or whoever, says that the Pods have failed: they stay, and hold nothing."""
+        for pod in self.pods:
+            pod["status"]["phase"] = "Failed"
 
     def silence(self, node: NodeState = NodeState.SILENT) -> None:
         """The agent's Lease runs out; or it is renewed."""

@@ -143,10 +143,11 @@ def test_evicted_instance_waits_for_room_in_the_schedulers_words() -> None:
     check(cluster)
 
 
-def test_lost_reservation_leaves_the_guest_alone() -> None:
+@pytest.mark.parametrize("how", [Cluster.lose, Cluster.force, Cluster.finish])
+def test_lost_reservation_leaves_the_guest_alone(how: Callable[[Cluster], None]) -> None:
     cluster = settled()
     run = cluster.host.record
-    cluster.lose()
+    how(cluster)
     assert cluster.quiet() == 2
     assert cluster.host.record == run
     check(cluster)
@@ -228,6 +229,8 @@ EVENTS: dict[str, Callable[[Cluster], object]] = {
     "always": lambda c: c.user({"restartPolicy": "Always"}),
     "evict": lambda c: c.evict(),
     "lose": lambda c: c.lose(),
+    "force": lambda c: c.force(),
+    "finish": lambda c: c.finish(),
     "full": lambda c: setattr(c, "fits", False),
     "room": lambda c: setattr(c, "fits", True),
     "exit": lambda c: setattr(c, "host", faults.workload_exits(c.host)),
