@@ -139,7 +139,7 @@ async def test_reboot_from_inside_boots_again_and_is_no_exit(rig: Rig) -> None:
     rig.site.happen(uid, "reboot")
     await eventually(lambda: rig.site.starts(uid) == 2 and rig.world.settled(A))
     record = rig.site.record(uid)
-    assert (record.exit, record.restarts, record.exited) == (None, 0, False)
+    assert (record.exit, record.restarts, record.exited) == (None, 1, False)
 
 
 async def test_guest_paused_or_resumed_behind_our_back_is_put_right(rig: Rig) -> None:
