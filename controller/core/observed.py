@@ -138,6 +138,7 @@ class Recorded:
     started_at: str | None  # RFC 3339
     stopped_at: str | None
     tombstone: bool
+    vmm_noted: bool = True  # False: a VMM of the open run lives whose start was cut off
 
 
 @dataclass(frozen=True)

@@ -258,7 +258,7 @@ def _no_overlay(draft: Plan, seen: Observed, now: float) -> Plan:
 def _from_created(
     draft: Plan, desired: Desired, record: Recorded, seen: Observed, now: float, rules: Rules
 ) -> Plan:
-    if draft.target is State.STOPPED or record.stop_ordered:
+    if draft.target is State.STOPPED or record.stop_ordered or not record.vmm_noted:
         return down.discard(draft, record)  # nothing has run in it yet
     order = () if record.boot_ordered else (OrderBoot(),)
     return replace(draft, steps=(*order, ResumeVmm()))

@@ -92,6 +92,7 @@ def recorded(record: Record) -> Recorded:
         started_at=record.started_at,
         stopped_at=record.stopped_at,
         tombstone=record.tombstone,
+        vmm_noted=run is None or run.vmm is not None,
     )
 
 

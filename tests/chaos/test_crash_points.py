@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from controller.host import failpoint
+from controller.host.process import is_alive
 from controller.node import act
 from tests.agentkit import IMAGE, KILLED, Rig, eventually
 from tests.chaos.life import STEP_POINTS, Life
@@ -247,7 +248,9 @@ async def test_crashes_at_any_three_points_change_no_end(rig: Rig, seed: int) ->
 
 
 @pytest.mark.parametrize("point", START_POINTS)
-async def test_vmm_that_nobody_noted_is_found_by_its_lock(rig: Rig, point: str) -> None:
+async def test_vmm_that_nobody_noted_is_found_by_its_lock_and_begun_anew(
+    rig: Rig, point: str
+) -> None:
     uid = rig.world.create(A)
     first = rig.restart(f"{point}=kill")
     assert await first.ended() == KILLED
@@ -259,6 +262,10 @@ async def test_vmm_that_nobody_noted_is_found_by_its_lock(rig: Rig, point: str) 
     await rig.world.until(A)
     assert rig.site.starts(uid) == 1
     if vmm is not None:
-        assert rig.site.vmm(uid) == vmm
+        assert not is_alive(vmm), "its log keeper could never be replaced"
+    record = rig.site.record(uid)
+    assert record.open is not None
+    assert record.open.vmm is not None
+    assert (record.restarts, record.exit) == (0, None), "it never ran"
     await rig.world.until_gone(A)
     assert rig.left() == []
