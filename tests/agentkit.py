@@ -47,7 +47,7 @@ NAMESPACE = "default"
 IMAGE_DIGEST = f"sha256:{1:064x}"
 # By digest, so that no registry is asked for it.
 IMAGE = f"registry.example/app@{IMAGE_DIGEST}"
-PATIENCE = 30.0  # seconds; on an idle machine nothing here takes one
+PATIENCE = 60.0  # seconds; on an idle machine nothing here takes one
 KILLED = -signal.SIGKILL
 PREFIX = "tak-"  # then the pid of the session that made it
 
@@ -422,7 +422,12 @@ class World:
         """The operator says something about the reservation."""
         obj = self.get(name)
         kept = [c for c in obj["status"]["conditions"] if c["type"] != "Scheduled"]
-        said = {"type": "Scheduled", "status": status, "reason": reason, "message": "said so"}
+        said: Object = {
+            "type": "Scheduled",
+            "status": status,
+            "reason": reason,
+            "message": "said so",
+        }
         said |= {"lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": 1}
         self.status(name, conditions=[*kept, said])
 

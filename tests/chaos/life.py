@@ -18,7 +18,7 @@ class Life:
     """``live`` goes through every operation. ``points``: where agents die (default: everywhere)."""
 
     def __init__(
-        self, rig: Rig, name: str, hypervisor: str, points: set[str] | None = None, **spec: object
+        self, rig: Rig, name: str, hypervisor: str, points: set[str] | None = None, **spec: str
     ) -> None:
         self.rig, self.name, self.hypervisor, self.spec = rig, name, hypervisor, spec
         self.points = set(STEP_POINTS) if points is None else points

@@ -25,9 +25,9 @@ from tests.agentkit import KILLED, ROOT, Rig, eventually, make_site, tail
 MANY = 18
 
 
-async def run_many(rig: Rig, count: int = MANY, **spec: object) -> dict[str, str]:
+async def run_many(rig: Rig, count: int = MANY) -> dict[str, str]:
     """Names and UIDs of Running Instances."""
-    uids = {name: rig.world.create(name, **spec) for name in (f"i{n}" for n in range(count))}
+    uids = {name: rig.world.create(name) for name in (f"i{n}" for n in range(count))}
     await eventually(lambda: all(map(rig.world.settled, uids)), seconds=90)
     return uids
 
@@ -254,7 +254,7 @@ async def test_agent_on_a_read_only_state_dir_touches_nothing(rig: Rig) -> None:
 # --- who the agent is -----------------------------------------------------------------------------
 
 
-async def refused(rig: Rig, word: str, **settings: object) -> None:
+async def refused(rig: Rig, word: str, **settings: str) -> None:
     """An agent with these settings does not start, says why, and changes no file."""
     files = sorted(rig.site.places.state.rglob("*"))
     at = rig.site.log.stat().st_size

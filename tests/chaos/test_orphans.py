@@ -41,6 +41,13 @@ class Lying:
             status, method="GET", path="/instances", watch=False, times=10**6, body=body
         )
 
+    def once(self) -> "Lying":
+        self._fault.times = 1
+        return self
+
+    def told(self) -> bool:
+        return self._fault.times == 0
+
     def stop(self) -> None:
         self._fault.times = 0
 
@@ -82,9 +89,8 @@ async def test_one_empty_list_costs_nobody_anything(rig: Rig) -> None:
     vmm = rig.site.vmm(uid)
     await walks(rig, 2)
     for _ in range(3):  # never two in a row
-        fault = Lying(rig, 200, EMPTY)
-        fault._fault.times = 1
-        await eventually(lambda fault=fault: fault._fault.times == 0)
+        fault = Lying(rig, 200, EMPTY).once()
+        await eventually(fault.told)
         await walks(rig, 1)
     assert rig.site.vmm(uid) == vmm
     assert "taking it down" not in rig.site.log.read_text()

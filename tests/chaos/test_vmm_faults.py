@@ -26,7 +26,7 @@ def kill_vmm(rig: Rig, uid: str) -> Identity:
     return vmm
 
 
-async def booting(rig: Rig, **spec: object) -> str:
+async def booting(rig: Rig, **spec: str) -> str:
     """An Instance whose guest never starts its workload; its UID."""
     uid = rig.world.create(A, **spec)
     rig.site.order(uid, "workload=hang")

@@ -97,6 +97,7 @@ CASES: dict[str, tuple[Desired, Observed, str]] = {
     "the run was prepared, then it was to stop": (STOP, seen(record=a_record(run=1, run_open=True, run_prepared=True, workload=Workload())), "CloseRun"),
     "preparing was cut off": (RUN, seen(record=a_record(run=1, run_open=True)), "CloseRun"),
     "its VMM was started": (RUN, created(), "OrderBoot ResumeVmm"),
+    "its VMM was started and never noted": (RUN, created(record=a_run(boot_ordered=False, run_began_at=None, vmm_noted=False)), "KillVmm"),
     "its boot was ordered": (RUN, created(record=a_run()), "ResumeVmm"),
     "it is to be paused and never ran": (PAUSE, seen(), f"PinImage {BOOT}"),
     "its back-off is over": (RUN, seen(record=replace(CRASHED, retry_at=99.0)), BOOT),
