@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -141,39 +142,41 @@ def stopped(guest: Guest) -> Iterator[None]:
         guest.process.send_signal(signal.SIGCONT)
 
 
-def let_through(path: Path) -> None:
-    """A process with another uid must reach what is below ``path``."""
-    for directory in (path, *path.parents[:2]):
-        directory.chmod(directory.stat().st_mode | 0o011)
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A directory that other uids reach; the usual one is root's own."""
+    with tempfile.TemporaryDirectory(prefix="trp-", dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    let_through(tmp_path)
-    made = Place(tmp_path)
+def place(home: Path) -> Iterator[Place]:
+    made = Place(home)
     yield made
     for guest in made.guests:
         guest.end()
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Iterator[Place]:
+def small(home: Path) -> Iterator[Place]:
     """A place on a real file system of 8 MiB, with delayed allocation and all.
 
     No tmpfs: there the mere look at a hole of a mapped file takes space.
     """
-    let_through(tmp_path)
-    mount, disk = tmp_path / "small", tmp_path / "disk"
+    mount, disk = home / "small", home / "disk"
     mount.mkdir()
     disk.touch()
     os.truncate(disk, 8 * MIB)
     subprocess.run(["mkfs.ext4", "-qFm0", "-O^has_journal", str(disk)], check=True)
     subprocess.run(["mount", "-o", "loop", str(disk), str(mount)], check=True)
-    made = Place(mount)
-    yield made
-    for guest in made.guests:
-        guest.end()
-    subprocess.run(["umount", str(mount)], check=True)
+    try:
+        made = Place(mount)
+        yield made
+        for guest in made.guests:
+            guest.end()
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
 
 
 def test_memory_comes_back_byte_for_byte_over_generations(place):
@@ -198,8 +201,8 @@ def test_memory_comes_back_byte_for_byte_over_generations(place):
     assert place.store.verify(manifest, full=True) == ()
 
 
-def test_a_sparse_file_is_an_image_of_holes_too(place, tmp_path):
-    path = tmp_path / "holes"
+def test_a_sparse_file_is_an_image_of_holes_too(place, home):
+    path = home / "holes"
     path.touch(0o644)
     os.truncate(path, 8 * MIB)
     guest = place.guest(path, 8 * MIB)
@@ -356,7 +359,7 @@ def test_a_full_disk_leaves_nothing_and_the_old_snapshot(small):
     assert small.wake(manifest).whole() == guest.whole()
 
 
-def test_a_disk_that_fills_up_at_any_moment_leaves_nothing(small, tmp_path):
+def test_a_disk_that_fills_up_at_any_moment_leaves_nothing(small):
     guest = small.guest(HOLES, 8 * MIB)
     guest.do("fill", 0, 100)
     ballast = small.store.root / "ballast"
