@@ -20,7 +20,8 @@ from controller.core.reservation import PodSettings, manifest
 from controller.core.steps import DropFinalizer, Plan
 from controller.node import report
 from controller.node.worker import MAX_STEPS, PROGRESS_AFTER, PROGRESS_EVERY, UNDER_WAY
-from tests.world import HARDWARE, RULES, UID, Refused, Stopped, World, breathe, effects, look
+from tests.values import HARDWARE, RULES, UID
+from tests.world import Refused, Stopped, World, breathe, effects, look
 
 Object = dict[str, Any]
 NODE = "n1"

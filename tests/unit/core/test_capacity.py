@@ -11,7 +11,7 @@ from controller.core.capacity import (
     cpu_request,
     memory_request,
 )
-from tests.world import HARDWARE
+from tests.values import HARDWARE
 
 
 def test_memory_request_is_the_guests_and_its_vmms() -> None:

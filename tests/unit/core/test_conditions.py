@@ -12,7 +12,7 @@ from controller.core.desired import Desired, Mode, Permit, Workload
 from controller.core.observed import ABSENT, Exit, Guest, Lock, Observed, Unknown
 from controller.core.plan import plan
 from controller.core.state import State
-from tests.world import RULES, a_record, a_vmm, a_wish, seen, seen_running
+from tests.values import RULES, a_record, a_vmm, a_wish, seen, seen_running
 
 NOW = 100.0
 RUN, PAUSE, STOP = (a_wish(mode) for mode in (Mode.RUNNING, Mode.PAUSED, Mode.STOPPED))

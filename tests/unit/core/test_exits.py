@@ -7,7 +7,7 @@ from controller.core.backoff import Backoff
 from controller.core.desired import RestartPolicy
 from controller.core.observed import ABSENT, Ending, Exit, Guest, Lock, Observed, Recorded, Unknown
 from controller.core.state import State
-from tests.world import a_run, a_vmm, seen_running
+from tests.values import a_run, a_vmm, seen_running
 
 SHUT = State.SHUTDOWN
 CLEAN, FAILED = Exit(0, "exited 0"), Exit(3, "exited 3")

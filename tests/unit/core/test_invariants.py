@@ -8,7 +8,7 @@ from controller.core.observed import ABSENT, Exit, Lock, Observed, Unknown
 from controller.core.plan import plan
 from controller.core.state import State
 from controller.errors import Bug
-from tests.world import RULES, a_wish, seen, seen_running
+from tests.values import RULES, a_wish, seen, seen_running
 
 ALIVE, DEAD = seen_running(), seen()
 

@@ -19,7 +19,8 @@ from controller.core.plan import plan
 from controller.core.state import State, can_transition
 from controller.core.steps import Plan
 from tests.faults import FAULTS, agent_dies, heal
-from tests.world import DIGEST, RULES, Refused, Stopped, World, a_wish, breathe, effects, look
+from tests.values import DIGEST, RULES, a_wish
+from tests.world import Refused, Stopped, World, breathe, effects, look
 
 MAX_STEPS = 40  # of one pass, as the worker has it
 MAX_ROUNDS = 60  # passes until the end, once nothing disturbs any more

@@ -4,7 +4,7 @@ import pytest
 
 from controller.core import names
 from controller.errors import Rejected
-from tests.world import UID
+from tests.values import UID
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from controller.core.placement import (
     refused,
 )
 from tests.clusterworld import a_pod, an_instance
-from tests.world import HARDWARE
+from tests.values import HARDWARE
 
 NOW = "2026-01-01T00:00:00Z"
 NO_ROOM = {

@@ -26,17 +26,7 @@ from controller.core.observed import (
 )
 from controller.core.plan import Rules, plan
 from controller.core.state import State, all_edges, can_transition
-from tests.world import (
-    DIGEST,
-    HARDWARE,
-    RULES,
-    a_record,
-    a_run,
-    a_vmm,
-    a_wish,
-    seen,
-    seen_running,
-)
+from tests.values import DIGEST, HARDWARE, RULES, a_record, a_run, a_vmm, a_wish, seen, seen_running
 
 NOW = 100.0
 EXIT = Exit(3, "exited 3")

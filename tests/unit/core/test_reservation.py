@@ -8,7 +8,7 @@ from controller.core.capacity import memory_request
 from controller.core.names import NODE_LABEL, UID_LABEL
 from controller.core.reservation import manifest
 from tests.clusterworld import POD_SETTINGS, an_instance
-from tests.world import HARDWARE, UID
+from tests.values import HARDWARE, UID
 
 PIN = {"key": "metadata.name", "operator": "In", "values": ["n1"]}
 ZONE = {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}
