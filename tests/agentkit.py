@@ -64,7 +64,7 @@ async def eventually(
         if loop.time() > deadline:
             said = what() if callable(what) else what
             raise AssertionError(f"still not so after {seconds} s: {said}")
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.01)
 
 
 # --- processes ------------------------------------------------------------------------------------
@@ -497,10 +497,10 @@ class World:
         while True:
             for _, name in list(self.server.objects.get("instances", {})):
                 self._operate(name)
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.02)
 
     def _operate(self, name: str) -> None:
-        obj = self.get(name)
+        obj = self.server.objects["instances"][(NAMESPACE, name)]  # no copy: this is polled
         if ownership.needs_memory(obj) and ownership.permit(obj) is Permit.WITHHELD:
             self.grant(name)
 
@@ -544,7 +544,7 @@ class Rig:
         while True:
             for uid, pids in self.site.vmms().items():
                 self.most[uid] = max(self.most.get(uid, 0), len(pids))
-            await asyncio.sleep(0.03)
+            await asyncio.sleep(0.1)
 
     def left(self) -> list[str]:
         """What there is of Instances on this host: nothing, when all were deleted."""
