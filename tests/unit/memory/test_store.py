@@ -11,7 +11,7 @@ import pytest
 
 from controller.errors import Blocked, Rejected, Retry
 from controller.host import failpoint
-from controller.memory import commit, rebase
+from controller.memory import commit, rebasing
 from controller.memory.chunks import CHUNK, CHUNK_PAGES
 from controller.memory.copier import Cancelled
 from controller.memory.manifest import Manifest, Seen
@@ -416,9 +416,9 @@ def test_a_new_base_holds_the_same_memory(shelf):
     manifest = shelf.snapshot(OLD, NEW)
     home = shelf.home()
     commit.commit(home, 4, manifest)
-    assert rebase.is_due(manifest)
+    assert rebasing.is_due(manifest)
     with shelf.store.saving() as saving:
-        new = rebase.rebase(shelf.store, saving, manifest)
+        new = rebasing.rebase(shelf.store, saving, manifest)
         commit.replace(home, 4, manifest, new)
     assert new.delta is None
     assert read_back(shelf.store, new) == NEW
@@ -434,7 +434,7 @@ def rebased(shelf: Shelf, home: Path) -> None:
     manifest = commit.read(home, 4)
     assert manifest is not None
     with shelf.store.saving() as saving:
-        commit.replace(home, 4, manifest, rebase.rebase(shelf.store, saving, manifest))
+        commit.replace(home, 4, manifest, rebasing.rebase(shelf.store, saving, manifest))
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -461,7 +461,7 @@ def test_a_new_base_is_given_up_when_it_is_cancelled(shelf):
     manifest = shelf.snapshot(OLD, NEW)
     before = shelf.names()
     with shelf.store.saving() as saving, pytest.raises(Cancelled):
-        rebase.rebase(shelf.store, saving, manifest, cancelled=lambda: True)
+        rebasing.rebase(shelf.store, saving, manifest, cancelled=lambda: True)
     assert shelf.names() == before
 
 
@@ -473,4 +473,4 @@ def test_damage_does_not_get_into_a_new_base(shelf, which):
         path = shelf.store.path(manifest.base)
         shelf.store.verified.add(f"{GID}/{path.name}", Seen.of(path.stat()))
     with shelf.store.saving() as saving, pytest.raises(Rejected):
-        rebase.rebase(shelf.store, saving, manifest)
+        rebasing.rebase(shelf.store, saving, manifest)
