@@ -231,7 +231,7 @@ def _prepare_run(world: World, wish: Desired, step: s.Step) -> tuple[World, ...]
     counted = replace(
         _save(
             world, run=record.run + 1, run_open=True, run_prepared=False, boot_ordered=False,
-            run_began_at=None, rebooted=False, exit_noted=False, stop_ordered=False,
+            vmm_noted=False, run_began_at=None, rebooted=False, exit_noted=False, stop_ordered=False,
             stop_ordered_at=None, workload=wish.workload, kernel_version=world.kernel,
             kernel_digest="d",
         ),
@@ -253,7 +253,8 @@ def _start_vmm(world: World, wish: Desired, step: s.Step) -> tuple[World, ...]:
     record = _rec(world)
     if (record.epoch, record.run) not in world.run_dirs or record.kernel_version != world.kernel:
         raise Stopped(starting)  # the host was rebooted, or the kernel changed, in between
-    return (starting, replace(starting, vmm=Live()))
+    spawned = replace(starting, vmm=Live())
+    return (starting, spawned, _save(spawned, vmm_noted=True))
 
 
 class Stopped(Refused):
@@ -270,6 +271,7 @@ def _order_boot(world: World, wish: Desired, step: s.Step) -> tuple[World, ...]:
 
 def _resume_vmm(world: World, wish: Desired, step: s.Step) -> tuple[World, ...]:
     live = _live(world, State.CREATED, State.PAUSED, State.RUNNING)
+    assert _rec(world).vmm_noted, "a VMM runs that the record does not name"
     going = replace(live, state=State.RUNNING, asked=live.asked or live.pressed, pressed=False)
     return (replace(world, vmm=going),)
 
@@ -329,7 +331,7 @@ def _close_run(world: World, wish: Desired, step: s.Step) -> tuple[World, ...]:
     )
     closed = _save(
         cleared, run_open=False, run_prepared=False, boot_ordered=False, run_began_at=None,
-        rebooted=False, exit_noted=False, stop_ordered=False, stop_ordered_at=None, stopped_at="t",
+        vmm_noted=True, rebooted=False, exit_noted=False, stop_ordered=False, stop_ordered_at=None, stopped_at="t",
     )  # fmt: skip
     return (cleared, replace(closed, ended=None))
 
