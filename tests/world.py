@@ -231,7 +231,8 @@ def _prepare_run(world: World, wish: Desired, step: s.Step) -> tuple[World, ...]
     counted = replace(
         _save(
             world, run=record.run + 1, run_open=True, run_prepared=False, boot_ordered=False,
-            vmm_noted=False, run_began_at=None, rebooted=False, exit_noted=False, stop_ordered=False,
+            vmm_noted=False, run_began_at=None, rebooted=False, exit_noted=False,
+            stop_ordered=False,
             stop_ordered_at=None, workload=wish.workload, kernel_version=world.kernel,
             kernel_digest="d",
         ),
@@ -331,7 +332,8 @@ def _close_run(world: World, wish: Desired, step: s.Step) -> tuple[World, ...]:
     )
     closed = _save(
         cleared, run_open=False, run_prepared=False, boot_ordered=False, run_began_at=None,
-        vmm_noted=True, rebooted=False, exit_noted=False, stop_ordered=False, stop_ordered_at=None, stopped_at="t",
+        vmm_noted=True, rebooted=False, exit_noted=False, stop_ordered=False,
+        stop_ordered_at=None, stopped_at="t",
     )  # fmt: skip
     return (cleared, replace(closed, ended=None))
 
