@@ -26,7 +26,7 @@ STOP, LEAVE = "stop", "leave"
 directory_option = click.option(
     "--dir",
     "directory",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=click.Path(file_okay=False, readable=False, path_type=Path),
     help="Where the cluster lives; default: $TORPOR_DIR, else /var/lib/torpor.",
 )
 
@@ -155,7 +155,10 @@ def _ask(guests: str | None) -> str:
 
 def _directory(given: Path | None) -> Path:
     usual = os.environ.get("TORPOR_DIR") or installs.DEFAULT_DIRECTORY
-    return (given or Path(usual)).absolute()
+    directory = (given or Path(usual)).absolute()
+    if directory.is_dir() and not os.access(directory, os.R_OK):
+        raise Rejected(f"the cluster of {directory} is another user's; use sudo")
+    return directory
 
 
 def _install(directory: Path) -> Install:

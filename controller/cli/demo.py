@@ -35,7 +35,9 @@ def demo() -> None:
     Every command is shown as one would type it. Needs root. Leaves nothing behind.
     """
     if os.geteuid() != 0:
-        raise Rejected("torpor demo needs root: agents start VMMs under uids of their own; sudo")
+        raise Rejected(
+            "torpor demo needs root: agents start VMMs under uids of their own; use sudo"
+        )
     if not (TREE / EXAMPLE).is_dir():
         raise Rejected(f"there is no {TREE / EXAMPLE}: run it in the source tree, make demo")
     watch, narrator = Stopwatch(), Narrator(TREE)

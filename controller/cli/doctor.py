@@ -20,7 +20,7 @@ COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.ERROR: "red"}
 @click.option(
     "--dir",
     "directory",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     envvar="TORPOR_DIR",
     default=DEFAULT_DIRECTORY,
     help="Where Instances' disks would live; default: $TORPOR_DIR, else /var/lib/torpor.",

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -41,6 +42,16 @@ def test_down_of_nothing_is_no_error(tmp_path: Path) -> None:
     done = CliRunner().invoke(cluster.down, ["--dir", str(tmp_path)], standalone_mode=False)
     assert done.exception is None
     assert "there is no cluster" in done.output
+
+
+@pytest.mark.parametrize("command", [cluster.status, cluster.down])
+def test_a_cluster_of_another_user_is_said_to_be_so(
+    command: click.Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster.os, "access", lambda path, mode: False)  # root may read all
+    found = CliRunner().invoke(command, ["--dir", str(tmp_path)])
+    assert isinstance(found.exception, Rejected)
+    assert "use sudo" in str(found.exception)
 
 
 def test_purge_cannot_leave_guests(tmp_path: Path) -> None:
