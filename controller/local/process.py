@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from controller.errors import Blocked, Timeout
+from controller.errors import Blocked, Timeout, TorporError
 from controller.host.process import Gone, Identity, identity, is_alive, open_pidfd
 from controller.local import probe
 
@@ -75,6 +76,7 @@ class Supervised:
         self.restarts = 0
         self.last_exit: int | None = None
         self._changed = changed
+        self._untold = False  # the last change could not be told: the disk is full, say
         self._child: subprocess.Popen[bytes] | None = None
         self._identity: Identity | None = None
         self._lock = threading.Lock()
@@ -94,6 +96,7 @@ class Supervised:
     def start(self) -> None:
         """Start it and its supervision. Raises Blocked when it cannot be executed."""
         self._spawn()
+        self._changed()
         self._thread.start()
 
     def wait_ready(self, seconds: float) -> None:
@@ -121,11 +124,11 @@ class Supervised:
         pause = FIRST_PAUSE
         while (child := self._child) is not None:
             started = time.monotonic()
-            self.last_exit = child.wait()
+            self.last_exit = self._wait(child)
             self._identity = None
             if self._stopping.is_set():
                 break
-            self._changed()
+            self._tell()
             steady = time.monotonic() - started >= STEADY_SECONDS
             pause = FIRST_PAUSE if steady else min(pause * 2, LONGEST_PAUSE)
             self.restarts += 1
@@ -134,12 +137,35 @@ class Supervised:
             with self._lock:
                 if self._stopping.is_set():
                     break
-                self._spawn()
+                try:
+                    self._spawn()
+                except TorporError as err:  # tried again: the old child's end is seen at once
+                    _say(err)
+            self._tell()
+
+    def _wait(self, child: subprocess.Popen[bytes]) -> int:
+        """How it ended; what could not be told of its start is told meanwhile."""
+        while self._untold:
+            try:
+                return child.wait(LONGEST_PAUSE)
+            except subprocess.TimeoutExpired:
+                self._tell()
+        return child.wait()
+
+    def _tell(self) -> None:
+        """Supervision goes on whatever happens to those who are told."""
+        try:
+            self._changed()
+        except TorporError as err:
+            self._untold = True
+            _say(err)
+        else:
+            self._untold = False
 
     def _spawn(self) -> None:
         program = self.program
-        put_aside(program.log)
         try:
+            put_aside(program.log)
             with program.log.open("ab") as log:
                 self._child = subprocess.Popen(
                     program.argv,
@@ -155,12 +181,16 @@ class Supervised:
                 f"cannot start {program.name}: {program.argv[0]}: {err.strerror}"
             ) from err
         self._identity = identity(self._child.pid)  # a zombie at worst: nobody reaped it yet
-        self._changed()
 
     def _last_line(self) -> str:
         """The end of the log, for an error message of one line."""
         lines = tail(self.program.log, 4096).strip().splitlines()
         return f"{lines[-1][:300] if lines else 'no output'} (see {self.program.log})"
+
+
+def _say(err: TorporError) -> None:
+    with suppress(OSError):  # our own log is on the same full disk
+        print(err, file=sys.stderr, flush=True)
 
 
 def tail(path: Path, size: int) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.errors import Blocked, Timeout
+from controller.errors import Blocked, Retry, Timeout
 from controller.host.process import is_alive
 from controller.local import process
 from controller.local.process import Program, Supervised
@@ -42,6 +42,33 @@ async def test_killed_child_is_started_again(tmp_path: Path) -> None:
         assert child.restarts == 1
         assert child.last_exit == -signal.SIGKILL
         assert len(changes) == 3  # start, exit, start
+    finally:
+        child.stop()
+
+
+async def test_child_is_restarted_though_its_end_cannot_be_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "LONGEST_PAUSE", 0.05)
+    full, told = False, 0
+
+    def changed() -> None:
+        nonlocal told
+        if full:
+            raise Retry("no space left on device", reason="NoSpace")
+        told += 1
+
+    child = Supervised(_program(tmp_path, *SLEEPS), changed)
+    child.start()
+    try:
+        first = child.identity
+        assert first is not None
+        full = True
+        os.kill(first.pid, signal.SIGKILL)
+        await until(lambda: child.identity not in (None, first))
+        assert told == 1
+        full = False
+        await until(lambda: told == 2)  # and what could not be told is told later
     finally:
         child.stop()
 
