@@ -48,7 +48,7 @@ def test_down_of_nothing_is_no_error(tmp_path: Path) -> None:
 def test_a_cluster_of_another_user_is_said_to_be_so(
     command: click.Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster.os, "access", lambda path, mode: False)  # root may read all
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may read all
     found = CliRunner().invoke(command, ["--dir", str(tmp_path)])
     assert isinstance(found.exception, Rejected)
     assert "use sudo" in str(found.exception)
