@@ -33,6 +33,7 @@ from controller.core.steps import (
 FLUSH_SECONDS = 5.0
 # Nothing tells us when these change, so they are looked at again.
 LOOK_AGAIN_SECONDS = 2.0
+WORDS_LOOK_SECONDS = 0.1
 
 
 def going_down(record: Recorded, seen: Observed) -> bool:
@@ -82,6 +83,10 @@ def note_end(
     """Write down how the run ended; wait while its witness cannot be heard."""
     if isinstance(seen.guest, Unknown):
         return wait(draft, now, "Unknown", seen.guest.why)
+    if isinstance(seen.guest, Guest) and seen.guest.unheard:
+        message = "the guest has ended; waiting for its last words"
+        waiting = Waiting("Stopping", message)
+        return replace(draft, waiting=waiting, wake_at=now + WORDS_LOOK_SECONDS)
     return replace(draft, steps=(exits.note(desired.restart, seen, record, now, backoff),))
 
 

@@ -81,6 +81,7 @@ class Guest:
     started: bool = False  # its workload runs
     exit: Exit | None = None  # its workload has ended (the VMM may live a moment longer)
     panic: str | None = None  # the kernel's last words, found on the console
+    unheard: bool = False  # it ended a moment ago; its last words may still be on their way
 
 
 @dataclass(frozen=True)

@@ -228,6 +228,7 @@ async def _close_run(parts: Parts, desired: Desired, obj: Any, step: Step) -> No
     if driver is not None:
         await driver.release(record.uid)
     parts.memory.adopted.discard(record.uid)
+    parts.memory.ended.pop(record.uid, None)
     starting.clear(parts, record)
     _update(parts, record, open=None, stopped_at=clock.wall())
 

@@ -11,6 +11,7 @@ from controller.core.desired import Desired, Hardware, Workload
 from controller.core.observed import (
     ABSENT,
     Absent,
+    Ending,
     Exit,
     Guest,
     ImageFact,
@@ -35,6 +36,8 @@ from controller.node.parts import Parts
 from controller.node.record import Record
 from controller.vmm.driver import Handle
 
+# A log keeper writes at once; this is for a machine that has no time for it. Seconds.
+LAST_WORDS = 3.0
 # Under this much free space a guest that was held by a full disk is not let go again.
 STORAGE_RESERVE = 64 * 1024 * 1024
 
@@ -177,7 +180,15 @@ def _guest(parts: Parts, record: Record, vmm: Vmm | Absent | Unknown) -> Guest |
     except OSError as err:
         return Unknown(f"the guest's reports cannot be read: {err.strerror}")
     exited = Exit(ended.code, ended.message) if ended else None
-    return Guest(reports.started is not None, exited, panic)
+    unheard = ended is None and panic is None and _just_ended(parts, record, vmm)
+    return Guest(reports.started is not None, exited, panic, unheard)
+
+
+def _just_ended(parts: Parts, record: Record, vmm: Vmm | Absent | Unknown) -> bool:
+    """Whether the guest ended so lately that the log keeper may still hold what it said."""
+    if not isinstance(vmm, Vmm) or vmm.ending not in (Ending.POWERED_OFF, Ending.PANICKED):
+        return False
+    return clock.now() - parts.memory.ended.setdefault(record.uid, clock.now()) < LAST_WORDS
 
 
 def _image(parts: Parts, desired: Desired, record: Record | None) -> ImageFact | Unknown:

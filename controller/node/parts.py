@@ -28,6 +28,7 @@ class Memory:
 
     adopted: set[str] = field(default_factory=set)  # UIDs whose VMM the driver is connected to
     fetching: set[str] = field(default_factory=set)  # UIDs whose image was asked for
+    ended: dict[str, float] = field(default_factory=dict)  # UID -> when its guest was seen ended
     draining: bool = False  # every guest is to be stopped, specs untouched
 
 

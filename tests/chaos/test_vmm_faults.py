@@ -3,6 +3,7 @@
 Faults F70 and F72 of the fault table, drift, F42; VMMs are hollow.
 """
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -131,6 +132,40 @@ async def test_end_of_a_guest_is_told_and_lasts_until_stopped_was_seen(
     await rig.world.until(A, "Running")
     assert "exit" not in rig.world.get(A)["status"]
     assert rig.site.starts(uid) == 2
+
+
+async def test_exit_code_that_is_late_on_its_way_to_the_disk_is_waited_for(rig: Rig) -> None:
+    """The VMM says that it is over before the log keeper had time to write why."""
+    rig.restart()
+    uid = await rig.run(A)
+    opened = rig.site.record(uid).open
+    assert opened is not None
+    assert opened.vmm is not None
+    keeper = opened.vmm.keeper.pid
+    os.kill(keeper, signal.SIGSTOP)
+    try:
+        rig.site.happen(uid, "exit 3")
+        await asyncio.sleep(0.3)  # any number of looks
+    finally:
+        os.kill(keeper, signal.SIGCONT)
+    await rig.world.until_reason(A, "Failed")
+    assert rig.world.get(A)["status"]["exit"] == {"code": 3, "message": "exited 3"}
+
+
+async def test_guest_that_powers_off_without_a_word_is_not_waited_for_for_ever(rig: Rig) -> None:
+    rig.restart()
+    uid = await rig.run(A)
+    opened = rig.site.record(uid).open
+    assert opened is not None
+    assert opened.vmm is not None
+    keeper = opened.vmm.keeper.pid
+    os.kill(keeper, signal.SIGSTOP)
+    try:
+        rig.site.happen(uid, "exit 3")
+        await rig.world.until_reason(A, "Completed")
+    finally:
+        os.kill(keeper, signal.SIGCONT)
+    assert "powered itself off" in rig.world.get(A)["status"]["exit"]["message"]
 
 
 async def test_reboot_from_inside_boots_again_and_is_no_exit(rig: Rig) -> None:

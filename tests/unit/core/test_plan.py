@@ -87,6 +87,8 @@ CASES: dict[str, tuple[Desired, Observed, str]] = {
     "the run was prepared, then it was to stop": (STOP, seen(record=a_record(run=1, run_open=True, run_prepared=True, workload=Workload())), "CloseRun"),
     "preparing was cut off": (RUN, seen(record=a_record(run=1, run_open=True)), "CloseRun"),
     "its VMM was started": (RUN, created(), "OrderBoot ResumeVmm"),
+    "its guest ended and its last words are on their way": (RUN, seen_running(vmm=a_vmm(State.SHUTDOWN, ending=Ending.POWERED_OFF), guest=Guest(started=True, unheard=True)), ""),
+    "it was to stop, and nobody waits for last words": (STOP, seen_running(record=a_run(stop_ordered=True, stop_ordered_at=90.0), vmm=a_vmm(State.SHUTDOWN, ending=Ending.POWERED_OFF), guest=Guest(started=True, unheard=True)), "KillVmm"),
     "its VMM was started and never noted": (RUN, created(record=a_run(boot_ordered=False, run_began_at=None, vmm_noted=False)), "KillVmm"),
     "its boot was ordered": (RUN, created(record=a_run()), "ResumeVmm"),
     "it is to be paused and never ran": (PAUSE, seen(), f"PinImage {BOOT}"),
