@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from controller.core.observed import ABSENT, Ending, Exit, ImageFailed, ImageReady
 from controller.core.state import State
-from tests.world import DIED, Mind, Temper, World, shut_down
+from tests.world import DIED, Mind, Temper, World, hear, shut_down
 
 FACTS = ("record", "lock", "vmm", "guest", "image", "kernel", "overlay")
 REBOOTED = Exit(None, "the guest rebooted", reboot=True)
@@ -40,14 +40,15 @@ def agent_dies(world: World) -> World:
 
 def vmm_dies(world: World) -> World:
     """kill -9 of the VMM."""
-    world = replace(_ends(world, DIED), vmm=None)
+    world = replace(hear(_ends(world, DIED)), vmm=None)  # its pipes are read to their end
     # Only the VMM knew that its guest had rebooted.
     return replace(world, ended=DIED) if world.ended == REBOOTED and not _noted(world) else world
 
 
 def host_reboots(world: World) -> World:
     """Boot time starts anew, the run directories (tmpfs) are empty, nothing lives."""
-    world = replace(_ends(world, HOST_REBOOTED), vmm=None, mind=Mind(), run_dirs=frozenset())
+    world = replace(_ends(world, HOST_REBOOTED), vmm=None, last_words=None)
+    world = replace(world, mind=Mind(), run_dirs=frozenset())
     witnessed = world.guest.exit or world.guest.panic or _noted(world)
     if world.ended and not witnessed:  # nobody can tell any more that it had ended before
         world = replace(world, ended=HOST_REBOOTED)

@@ -71,6 +71,7 @@ class World:
     overlay: bool = False
     vmm: Live | None = None
     guest: Guest = field(default_factory=Guest)  # the reports and console of the open run
+    last_words: Exit | None = None  # said, and not yet written down
     store: ImageFact = ABSENT
     kernel: str | Absent = "6.1"
     mind: Mind = Mind()
@@ -106,7 +107,7 @@ def look(world: World, wish: Desired) -> Observed:
         record=world.record,
         lock=lock,
         vmm=_or_unknown(world, "vmm", _vmm(world)) if lock is Lock.HELD else ABSENT,
-        guest=_or_unknown(world, "guest", world.guest) if world.record.run_open else ABSENT,
+        guest=_or_unknown(world, "guest", _guest(world)) if world.record.run_open else ABSENT,
         image=image,
         kernel=kernel,
         overlay=_or_unknown(world, "overlay", world.overlay),
@@ -124,6 +125,10 @@ def _vmm(world: World) -> Vmm:
     return a_vmm(live.state, ending=live.ending, storage_full=live.storage_full)
 
 
+def _guest(world: World) -> Guest:
+    return replace(world.guest, unheard=world.last_words is not None)
+
+
 def _image(world: World, wish: Desired) -> ImageFact:
     pinned = (world.record.image_digest if world.record else None) or wish.pinned
     if isinstance(world.store, ImageReady) and (pinned or world.mind.fetching):
@@ -136,7 +141,7 @@ def _image(world: World, wish: Desired) -> ImageFact:
 
 def breathe(world: World, seconds: float = 1.0) -> World:
     """What happens while the agent waits: pulls end, guests boot, shut down, get space again."""
-    world = replace(world, now=world.now + seconds)
+    world = replace(hear(world), now=world.now + seconds)
     if isinstance(world.store, ImagePulling):
         world = replace(world, store=ImageReady(DIGEST))
     store = world.store
@@ -158,8 +163,16 @@ def breathe(world: World, seconds: float = 1.0) -> World:
 
 def shut_down(world: World, ending: Ending, report: Exit | None) -> World:
     """The guest comes to its end; the VMM stays as a witness."""
-    guest = world.guest if world.guest.exit else replace(world.guest, exit=report)
-    return replace(world, vmm=Live(State.SHUTDOWN, ending), guest=guest)
+    said = None if world.guest.exit else report
+    return replace(world, vmm=Live(State.SHUTDOWN, ending), last_words=said)
+
+
+def hear(world: World) -> World:
+    """The log keeper has written down what the guest said last."""
+    if world.last_words is None:
+        return world
+    guest = replace(world.guest, exit=world.last_words)
+    return replace(world, guest=guest, last_words=None)
 
 
 # --- acting ---------------------------------------------------------------------------------------
@@ -300,7 +313,7 @@ def _shut_down_guest(world: World, wish: Desired, step: s.Step) -> tuple[World, 
 
 
 def _kill_vmm(world: World, wish: Desired, step: s.Step) -> tuple[World, ...]:
-    return (replace(world, vmm=None),)
+    return (replace(hear(world), vmm=None),)
 
 
 def _note_exit(world: World, wish: Desired, step: s.Step) -> tuple[World, ...]:
