@@ -318,6 +318,7 @@ def make_site(home: Path, zygote: Zygote, kubeconfig: Path, **settings: Any) -> 
     (run / FAULTS).mkdir(mode=0o755)
     (state / "images").mkdir(mode=0o711)
     shelve_image(state / "images")
+    (home / "agent.log").touch()
     defaults: Object = {
         "node_name": NODE,
         "install_id": secrets.token_hex(4),
