@@ -8,6 +8,7 @@ each (``step.<Name>.before``, ``.after``).
 import asyncio
 import shutil
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from controller.core.desired import Desired
@@ -55,9 +56,15 @@ LOCK_DEADLINE = 10.0  # seconds from a VMM's death to a free run lock; it takes 
 
 
 async def act(parts: Parts, desired: Desired, obj: dict[str, Any], step: Step) -> None:
-    """Do ``step``. Raises TorporError; whatever was half done is found by the next look."""
+    """Do ``step``. Raises TorporError or TimeoutError; the next look finds what was half done."""
     failpoint.hit(f"step.{step.name}.before")
-    await _DO[type(step)](parts, desired, obj, step)
+    try:
+        await _DO[type(step)](parts, desired, obj, step)
+    except TimeoutError:
+        raise
+    except OSError as err:  # a full or broken disk is told on the Instance, as any failed step is
+        where = Path(str(err.filename or parts.places.state))
+        raise files.failed(f"carry out {step.name} at", where, err) from err
     failpoint.hit(f"step.{step.name}.after")
 
 
