@@ -92,8 +92,13 @@ class Cgroup:
 
 
 def remove_prefix(prefix: str) -> None:
-    """Remove the empty cgroup that held the others. Raises Retry while one is left."""
-    Cgroup.at(prefix, ".").remove()
+    """Remove the cgroup that held the others, and what it holds. Raises Retry while one lives."""
+    top = Cgroup.at(prefix, ".")
+    if top.path is not None and top.path.is_dir():
+        for below in top.path.iterdir():
+            if below.is_dir():  # of a VMM that died while no agent was there to clear up
+                Cgroup(below).remove()
+    top.remove()
 
 
 @lru_cache(maxsize=1)

@@ -172,3 +172,11 @@ async def test_cancelled_start_leaves_no_child(leak_scope: leaks.Scope) -> None:
         with pytest.raises(asyncio.CancelledError):
             await start
     await until(lambda: not leaks.diff(before, leaks.snapshot(leak_scope)))
+
+
+def test_cgroup_of_the_dead_goes_with_the_one_above(group: Cgroup) -> None:
+    left = Cgroup.create(PREFIX, "of-a-vmm-that-died-alone")
+    cgroup.remove_prefix(PREFIX)
+    assert left.path is not None
+    assert not left.path.exists()
+    assert not left.path.parent.exists()
