@@ -114,7 +114,7 @@ def _note_agent(figures: Figures, empty: Use, full: Use, a_pass: float) -> None:
 def _note_operator(
     figures: Figures, rss: list[int], starts: list[float], events: list[float], idle: list[float]
 ) -> None:
-    none, low, _, high = FILLED
+    none, low, middle, high = FILLED
     figures.add("operator, RSS with no Instance", rss[0] / MIB, "MiB")
     for first, last in ((1, 2), (2, 3)):
         slope = (rss[last] - rss[first]) / KIB / (FILLED[last] - FILLED[first])
@@ -128,12 +128,13 @@ def _note_operator(
         "operator, growth of CPU: an event for each", exponent, "", budget=1.05,
         note=f"exponent, {low} → {high}",
     )  # fmt: skip
-    exponent = _growth(starts[1] - starts[0], starts[-1] - starts[0], low, high)
-    each = (starts[-1] - starts[0]) / high * 1000
-    figures.add(
-        "operator, growth of CPU: a start", exponent, "", budget=1.05,
-        note=f"exponent, {low} → {high}; {each:.2f} ms each at {high}, {starts[0]:.1f} s with none",
-    )  # fmt: skip
+    few, many = starts[2] - starts[0], starts[-1] - starts[0]
+    each = f"{many / high * 1000:.2f} ms each at {high}, {starts[0]:.1f} s with none"
+    if few > 0:  # else a start costs so little for so few that it cannot be seen
+        figures.add(
+            "operator, growth of CPU: a start", _growth(few, many, middle, high), "", budget=1.05,
+            note=f"exponent, {middle} → {high}; {each}",
+        )  # fmt: skip
     slope = (idle[-1] - idle[0]) / high * 1000
     note = f"slope, {none} → {high}; {idle[0] * 1000:.0f} ms a minute with none"
     figures.add("operator, CPU per idle Instance", slope, "ms/min", note=note)
