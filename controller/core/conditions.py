@@ -12,7 +12,7 @@ from typing import Any
 from controller.core.desired import Desired, Mode, Permit
 from controller.core.down import why_unknown
 from controller.core.observed import Guest, Observed, Recorded, Vmm
-from controller.core.ownership import AGENTS
+from controller.core.ownership import AGENTS, OPERATORS
 from controller.core.state import State
 from controller.core.steps import Plan
 
@@ -73,17 +73,20 @@ def merge(
 
     lastTransitionTime moves only with the status (metav1.Condition's rule). Of the types in
     ``owned``, those that are not in ``mine`` vanish. Ready comes first, the rest in a fixed order,
-    so that an unchanged list is equal to the one before.
+    so that an unchanged list is equal to the one before. What the operator says of the reservation
+    holds whatever the spec's generation is, and ``kubectl wait`` overlooks a condition that names
+    an older one: so it names none.
     """
     before = {str(entry["type"]): dict(entry) for entry in previous}
     after = {kind: entry for kind, entry in before.items() if kind not in owned}
     for condition in mine:
         old = before.get(condition.type)
         same = old is not None and old.get("status") == condition.status
+        of = {} if condition.type in OPERATORS else {"observedGeneration": generation}
         after[condition.type] = {
             "type": condition.type,
             "status": condition.status,
-            "observedGeneration": generation,
+            **of,
             "lastTransitionTime": old["lastTransitionTime"] if old and same else now,
             "reason": condition.reason,
             "message": condition.message[:MESSAGE_LIMIT],

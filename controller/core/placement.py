@@ -268,9 +268,10 @@ def _say_waiting(obj: Object, world: World, scheduled: Condition) -> tuple[Actio
     generation = obj["metadata"].get("generation", 0)
     same = before.get("reason") == scheduled.reason and before.get("message") == scheduled.message
     silent = world.node is NodeState.SILENT
-    back = condition(obj, "Ready").get("reason") == "NodeUnreachable" and not silent
+    ready = condition(obj, "Ready")
     ours = ready_is_operators(obj) and not silent
-    if same and before.get("observedGeneration") == generation and not (back and ours):
+    old = ready.get("observedGeneration") != generation or ready.get("reason") == "NodeUnreachable"
+    if same and not (ours and old):
         return ()
     said = [scheduled]
     if ours:
