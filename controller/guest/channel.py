@@ -7,7 +7,6 @@ format, and what is done with the answers.
 """
 
 import asyncio
-import contextlib
 import secrets
 import time
 from collections.abc import Callable
@@ -132,8 +131,8 @@ class Channel:
         if not hasattr(self, "_task"):
             return
         self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        # not suppress(CancelledError): that would also swallow the order to end our caller
+        await asyncio.gather(self._task, return_exceptions=True)
 
     async def wait_closed(self) -> None:
         """Until the connection is gone, from either side."""

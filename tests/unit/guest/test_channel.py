@@ -198,3 +198,12 @@ async def test_hang_up_fails_what_waits_and_what_comes(guest: FakeGuest) -> None
     with pytest.raises(Retry):
         await channel.ping(5)
     await channel.close()
+
+
+async def test_close_does_not_swallow_the_order_to_end_its_caller(guest: FakeGuest) -> None:
+    channel = await Channel.connect(guest.path, deadline=5)
+    closing = asyncio.create_task(channel.close())
+    await asyncio.sleep(0)  # it has begun to wait for the reader's end
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
