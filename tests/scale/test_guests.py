@@ -11,7 +11,7 @@ from typing import Any
 from tests.scale.bare import BareBoot
 from tests.scale.figures import Figures
 from tests.scale.transitions import SECONDS, exit_of_workload, life
-from tests.scale.upped import Cluster
+from tests.scale.upped import NAMESPACE, Cluster
 from tests.scale.watching import failed, ready
 
 Object = dict[str, Any]
@@ -77,6 +77,7 @@ def test_drift_is_corrected(cluster: Cluster, figures: Figures) -> None:
         people.sendall(b'{"execute":"qmp_capabilities"}\n')
         samples = []
         for _ in range(DRIFTS):
+            cluster.audit.settled(NAMESPACE)  # the pass before is over: else this is a fight
             began = time.monotonic()
             people.sendall(b'{"execute":"stop"}\n')
             _ = next(line for line in heard if b'"STOP"' in line)
@@ -96,7 +97,7 @@ def _boot(cluster: Cluster, name: str, tmp_path: Path) -> tuple[float, BareBoot]
     log = place / "log" / "workload.log"
     while not (log.exists() and log.stat().st_size):
         assert time.monotonic() - began < SECONDS, cluster.get(name)
-        time.sleep(0.002)
+        time.sleep(0.02)  # seldom: who looks takes CPU from what is measured
     took = time.monotonic() - began
     cluster.watch.wait(name, ready("Running"), after=began, seconds=SECONDS)
     home = tmp_path / name
