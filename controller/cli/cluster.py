@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from controller.errors import Rejected
+from controller.errors import Blocked, Rejected, Timeout
 from controller.local import install as installs
 from controller.local import state, supervisor, takedown
 from controller.local.cluster import sole_supervisor, state_path
@@ -83,6 +83,9 @@ def status(directory: Path | None, output: str) -> int:
         click.echo(json.dumps({"dir": str(directory), "processes": rows}, indent=2))
     elif not rows:
         click.echo(f"nothing runs for {directory}; start it with torpor up")
+        install = installs.load(directory)
+        if left := takedown.guests(install) if install else []:
+            click.echo(_left(left))
     else:
         _table(rows)
     return 0 if rows and all(row["ready"] for row in rows) else 1
@@ -109,9 +112,13 @@ def down(directory: Path | None, purge: bool, guests: str | None) -> None:
         click.echo(f"there is no cluster in {directory}")
         return
     progress = _progress()
-    if purge or _ask(guests) == STOP:
+    if purge:
+        _drain_if_possible(install, progress)
+    elif _ask(guests) == STOP:
         takedown.drain(install, progress)
     takedown.end_processes(directory, progress)
+    if purge:
+        takedown.end_guests(install)
     _clean(install, progress)
     if purge:
         with sole_supervisor(directory):
@@ -137,10 +144,23 @@ def usage(install: Install) -> str:
     )
 
 
+def _drain_if_possible(install: Install, progress: Callable[[str], None]) -> None:
+    """Stop the guests in order where their agents answer; their disks go anyway."""
+    try:
+        takedown.drain(install, progress)
+    except (Blocked, Timeout) as err:
+        progress(f"{err}: they are ended by force")
+
+
+def _left(pids: list[int]) -> str:
+    some = "1 guest process runs on" if len(pids) == 1 else f"{len(pids)} guest processes run on"
+    return f"{some}; the next torpor up adopts what was left"
+
+
 def _clean(install: Install, progress: Callable[[str], None]) -> None:
     """Remove the run directories unless guests live on in them."""
     if left := takedown.guests(install):
-        progress(f"{len(left)} guest processes run on; the next torpor up adopts them")
+        progress(_left(left))
     else:
         takedown.remove_run_dir(install)
 

@@ -7,6 +7,7 @@ still lives. What does not live here: how an agent stops its guests; it is asked
 import http.client
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from controller.errors import Blocked, Timeout
 from controller.host import cgroup
+from controller.host.process import Gone, identity, kill
 from controller.local import state
 from controller.local.cluster import state_path
 from controller.local.install import UID_BLOCK, UIDS_PER_NODE, Install
@@ -67,6 +69,23 @@ def end_processes(directory: Path, progress: Progress) -> None:
     if left is not None:
         left.end()
         state_path(directory).unlink(missing_ok=True)
+
+
+def end_guests(install: Install) -> None:
+    """End by force what lives of the guests, log keepers follow. Only where their disks go next.
+
+    Raises Blocked when one does not die.
+    """
+    deadline = time.monotonic() + AGENT_SECONDS
+    while left := guests(install):
+        for pid in left:
+            with suppress(Gone):
+                who = identity(pid)
+                if pid in guests(install):  # still that process, and still one of ours
+                    kill(who, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise Blocked(f"guests do not die (pids {left}); see the kernel log, then purge again")
+        time.sleep(0.05)
 
 
 def remove_run_dir(install: Install) -> None:
@@ -131,7 +150,7 @@ def _drain_node(install: Install, number: int, patience: float) -> None:
         if time.monotonic() > deadline:
             raise Blocked(
                 f"{settings.node_name}: guests run but the agent does not answer on {path}; "
-                "torpor up again, or torpor down --guests leave"
+                "torpor up again, or torpor down --guests leave, or --purge to lose them"
             )
         time.sleep(0.2)
     status, text = answer

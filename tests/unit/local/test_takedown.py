@@ -103,3 +103,14 @@ def test_tmpfs_of_an_agent_is_unmounted(install: Install) -> None:
 def test_purge_removes_the_directory(install: Install) -> None:
     takedown.purge(install)
     assert not install.directory.exists()
+
+
+@needs_root
+def test_left_guests_are_ended_where_their_disks_go_next(install: Install) -> None:
+    with _guest(install) as pid:
+        # the guest is a child of ours, so somebody has to reap it for it to be gone
+        reaper = threading.Thread(target=os.waitpid, args=(pid, 0))
+        reaper.start()
+        takedown.end_guests(install)
+        reaper.join()
+        assert takedown.guests(install) == []
