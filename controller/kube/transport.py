@@ -200,6 +200,10 @@ def _translate(what: str, error: BaseException) -> Timeout | Disconnected:
     before_sending = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, ssl.SSLError)
     if isinstance(error, TimeoutError) and not isinstance(error, before_sending):
         return Timeout(f"{what}: no answer in time")
-    lost = Disconnected(one_line(f"{what}: {error or type(error).__name__}"))
+    said = str(error) or type(error).__name__
+    if isinstance(error, aiohttp.ClientConnectorError):
+        why = error.os_error.strerror or type(error.os_error).__name__
+        said = f"no connection to the API server at {error.host}:{error.port} ({why}); is it up?"
+    lost = Disconnected(one_line(f"{what}: {said}"))
     lost.refused = isinstance(error, before_sending)
     return lost
