@@ -163,6 +163,10 @@ class Keeper:
                     self._report(f"{kept.node.name}: {err}")
 
     def _keep(self, kept: _Kept) -> None:
+        found = self._admin.get(f"{NODES}/{kept.node.name}")
+        if found["metadata"]["uid"] != kept.uid:
+            # Somebody deleted the Node and made it again: tokens of the old one are void.
+            kept.uid, kept.token_due = register(self._admin, kept.node), 0.0
         if kept.alive():
             renew(self._admin, kept.node.name, self._lease_seconds)
             if not is_ready(self._admin, kept.node.name):
