@@ -22,6 +22,8 @@ from controller.node import clock
 
 Status = dict[str, Any]
 
+_OF_THE_RECORD = ("startedAt", "stoppedAt", "exit", "image", "kernel")
+
 
 def status(
     desired: Desired, seen: Observed, plan: Plan, failure: Failure | None, before: Mapping[str, Any]
@@ -30,7 +32,7 @@ def status(
     record = seen.record if isinstance(seen.record, Recorded) else None
     said = say.conditions(desired, seen, plan, failure)
     state = State.STOPPED if seen.state is State.ABSENT else seen.state
-    return {
+    found = {
         "observedGeneration": desired.generation,
         "state": state.value,
         "stateError": say.state_error(seen),
@@ -45,6 +47,10 @@ def status(
         "image": {"digest": record.image_digest} if record and record.image_digest else None,
         "kernel": _kernel(record),
     }
+    if record is None:  # without it nothing is known of what was: what was said of it stands
+        for key in _OF_THE_RECORD:
+            del found[key]
+    return found
 
 
 def refusal(obj: Mapping[str, Any], err: Rejected) -> Status:

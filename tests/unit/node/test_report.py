@@ -102,6 +102,14 @@ def test_conditions_of_others_are_copied_and_times_move_only_with_the_status() -
     assert said["Ready"]["observedGeneration"] == 3
 
 
+def test_without_a_record_what_was_said_of_the_past_stands() -> None:
+    """That it has run here is how a disk that vanished is told from one that never was."""
+    before = {"startedAt": "2026-01-01T00:00:00Z", "image": {"digest": "sha256:a"}}
+    for seen in (NOTHING, BLIND):
+        after = report.status(WISH, seen, WAITING, None, before)
+        assert merge(before, report.changes(before, after)).items() >= before.items()
+
+
 def test_failure_that_no_retry_mends_is_stalled_and_another_is_not() -> None:
     for stalled, kind in ((True, "Stalled"), (False, "Reconciling")):
         failure = Failure("NoSpace", "no space left", stalled)
