@@ -12,7 +12,7 @@ from typing import Any
 from controller import metrics
 from controller.core import invariants, wish
 from controller.core.conditions import Failure
-from controller.core.desired import Desired
+from controller.core.desired import Desired, Mode
 from controller.core.observed import Observed
 from controller.core.ownership import ready_is_operators
 from controller.core.plan import plan as make_plan
@@ -159,6 +159,8 @@ class Worker:
     def _track(self, uid: str, desired: Desired) -> Track:
         track = self.tracks.setdefault(uid, Track())
         if track.wish != desired:  # a new wish is a new chance
+            if _asked(track.wish) != _asked(desired):
+                track.written = float("-inf")  # what somebody asked for is shown as it goes
             track.wish, track.since = desired, clock.now()
             track.failure, track.tries, track.retry_at = None, 0, 0.0
         return track
@@ -245,3 +247,8 @@ class Worker:
         if track.since is not None:  # show progress when the transition turns out to be long
             times.append(max(track.since + PROGRESS_AFTER, track.written + PROGRESS_EVERY))
         return max(0.02, min(times) - now)
+
+
+def _asked(desired: Desired | None) -> tuple[int, Mode] | None:
+    """What a person changed, as against what our own writes change."""
+    return None if desired is None else (desired.generation, desired.mode)
