@@ -184,7 +184,9 @@ def _cases() -> Iterator[tuple[str, str]]:
 
 def test_the_sweep_has_every_crash_point() -> None:
     swept = {point.partition(":")[0] for _, point in _cases()}
-    assert swept | set(START_POINTS) == set(failpoint.registered())
+    # the operator's are swept in test_cluster_faults, those of memory images in their own room
+    agents = {point for point in failpoint.registered() if point.startswith(("step.", "start."))}
+    assert swept | set(START_POINTS) == agents
     assert len(swept) == 2 * len(act.STEPS)
 
 
