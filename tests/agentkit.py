@@ -38,6 +38,7 @@ from controller.vmm.hollow import PEOPLE_SOCKET
 from controller.vmm.registry import FAULTS
 from tests import leaks
 from tests.fake_apiserver import FakeApiServer, fake_apiserver
+from tests.waiting import unmount
 
 ROOT = Path(__file__).resolve().parents[1]
 Object = dict[str, Any]
@@ -236,7 +237,7 @@ class Site:
         for cgroup in (*_cgroups(self.settings.cgroup_prefix), Path()):
             Cgroup.at(self.settings.cgroup_prefix, cgroup.name).remove()
         for mounted in reversed(_mounts_below(self.home)):
-            _run("umount", mounted)
+            unmount(mounted)
 
 
 def _run(*argv: str) -> None:

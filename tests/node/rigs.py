@@ -21,6 +21,7 @@ from controller.vmm.hollow import HollowDriver
 from controller.vmm.machine import CHANNEL_SOCKET, Launch, Machine
 from controller.vmm.qemu.driver import QemuDriver
 from tests.node import testguest
+from tests.waiting import unmount
 
 MIB = 1024 * 1024
 VMM_UID = 231_999
@@ -133,7 +134,7 @@ class Rig:
         """Give back descriptors and files."""
         for fd in self._fds:
             os.close(fd)
-        _run("umount", str(self.small))
+        unmount(str(self.small))
         shutil.rmtree(self.home)
 
     def _with_pipes(self, machine: Machine, lock_path: Path) -> Run:

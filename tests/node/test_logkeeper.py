@@ -16,7 +16,7 @@ from controller.errors import Retry
 from controller.host import logread, process
 from controller.host.logs import LogPipes, Stream, build_keeper, revive_keeper, start_keeper
 from controller.host.process import Gone, Identity, Process, Sandbox
-from tests.waiting import until
+from tests.waiting import unmount, until
 
 pytestmark = pytest.mark.node
 ROOT = Sandbox(uid=0, gid=0)
@@ -111,7 +111,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     where.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(where)], check=True)
     yield where
-    subprocess.run(["umount", str(where)], check=True)
+    unmount(str(where))
 
 
 def private_kib(who: Identity) -> int:
