@@ -20,6 +20,7 @@ from controller.guest.artifacts import ensure_artifacts
 from controller.guest.kernel import KernelStore
 from controller.host import facts, logs
 from controller.host.kvm import Verdict
+from controller.host.leaving import leave_within
 from controller.images.store import ImageStore
 from controller.kube.client import Client
 from controller.kube.events import EventRecorder
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 
 KERNEL_RETRY_SECONDS = 30.0
 API_RETRY_SECONDS = 2.0
+LEAVE_SECONDS = 8.0
 
 
 async def run(settings: NodeSettings, kubeconfig: Path | None) -> None:
@@ -57,6 +59,7 @@ async def run(settings: NodeSettings, kubeconfig: Path | None) -> None:
         try:
             done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            leave_within(LEAVE_SECONDS, 0 if stop.is_set() else 1)
             for task in waits:
                 task.cancel()
             await asyncio.gather(*waits, return_exceptions=True)

@@ -18,6 +18,7 @@ from typing import Any
 import kopf
 from cuid2 import cuid_wrapper
 
+from controller.host.leaving import leave_within
 from controller.kube.client import Client
 from controller.kube.events import EventRecorder
 from controller.kube.health import Health
@@ -30,6 +31,7 @@ from controller.settings import OperatorSettings
 log = logging.getLogger(__name__)
 
 LEASE = "torpor-operator"
+LEAVE_SECONDS = 8.0
 INSTANCES = ("torpor.dev", "v1alpha1", "instances")
 
 
@@ -85,6 +87,7 @@ async def _serve(settings: OperatorSettings, client: Client, stop: asyncio.Event
         # The first one to end is either the order to stop or a defect: end with it.
         done, _ = await asyncio.wait([*tasks, kopfs], return_when=asyncio.FIRST_COMPLETED)
     finally:
+        leave_within(LEAVE_SECONDS, 0 if stop.is_set() else 1)
         stop_kopf.set()
         for task in tasks:
             task.cancel()
