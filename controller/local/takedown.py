@@ -130,9 +130,11 @@ def mounts_below(directory: Path) -> list[Path]:
 
 
 def _uid(process: Path) -> int:
-    """The real uid; -1 for a process that just ended. (The owner of /proc/PID may be root.)"""
+    """The real uid; -1 for a process that has ended. (The owner of /proc/PID may be root.)"""
     try:
         for line in (process / "status").read_text().splitlines():
+            if line.startswith("State:") and line.split()[1] in ("Z", "X"):
+                return -1  # dead; whoever has to reap it, maybe PID 1, takes its time
             if line.startswith("Uid:"):
                 return int(line.split()[1])
     except (FileNotFoundError, ProcessLookupError):

@@ -1,6 +1,7 @@
 """Asking agents to stop their guests, with an agent that is a socket and an answer."""
 
 import os
+import signal
 import socketserver
 import subprocess
 import threading
@@ -113,4 +114,12 @@ def test_left_guests_are_ended_where_their_disks_go_next(install: Install) -> No
         reaper.start()
         takedown.end_guests(install)
         reaper.join()
+        assert takedown.guests(install) == []
+
+
+@needs_root
+def test_a_dead_guest_that_nobody_reaped_yet_is_no_guest(install: Install) -> None:
+    with _guest(install) as pid:
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # dead, and left a zombie
         assert takedown.guests(install) == []
