@@ -128,6 +128,7 @@ class Worker:
             look = await self._look(desired)
             steps = look.plan.steps
             if not steps or isinstance(steps[0], DropFinalizer):
+                self._forget(desired.uid)  # nobody watches it, so nobody else would
                 return bool(steps)
             await act(self.parts, desired, {"metadata": {}}, steps[0])
         return False
