@@ -139,7 +139,7 @@ async def _parts(settings: NodeSettings, places: Places, client: Client, intake:
     await images.start()
     images.subscribe(intake.image_news)
     for driver in drivers.values():
-        driver.subscribe(intake.vmm_event)
+        driver.on_event = intake.vmm_event
     return Parts(
         settings=settings,
         places=places,

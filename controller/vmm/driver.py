@@ -9,6 +9,11 @@ A driver is used by one event loop. Different VMMs may be driven at once; calls 
 at a time (events excepted). A call that the VMM's present state does not allow raises NotAllowed
 and changes nothing: the guest may have moved since the caller's look. ``capabilities``
 is data, so callers never ask a driver for its name.
+
+Sleeping and waking: ``save`` writes the device state of a paused VMM, which holds nothing of its
+RAM. A VMM that was started with ``Machine.incoming`` is Created until ``load`` has read such a
+state, Paused after it. Between the two the caller puts the pages back that changed. ``load`` either
+ends Paused, or changes nothing (NotAllowed), or ends the VMM, which has run nothing.
 """
 
 from collections.abc import Callable
@@ -38,6 +43,15 @@ BOOT_EDGES: frozenset[Edge] = frozenset(
     }
 )
 
+# To sleep, to wake, to give sleep up. Offered by every driver that has ``capabilities.snapshot``.
+SNAPSHOT_EDGES: frozenset[Edge] = frozenset(
+    {
+        (State.PAUSED, State.STANDBY),
+        (State.STANDBY, State.PAUSED),
+        (State.STANDBY, State.STOPPED),
+    }
+)
+
 
 @dataclass(frozen=True)
 class Capabilities:
@@ -45,7 +59,7 @@ class Capabilities:
 
     edges: frozenset[Edge]  # hops of the state graph it offers
     guest: bool  # False: VMMs without a guest (scale and fault tests only)
-    snapshot: bool
+    snapshot: bool  # device state can be saved and loaded
     disk_bandwidth: bool
     max_volumes: int
     memory_overhead: int  # bytes beyond guest RAM, measured; part of the reservation
@@ -57,6 +71,22 @@ class Version:
 
     version: str  # "10.0.2"
     machine_type: str  # newest versioned machine type, "pc-q35-10.0"
+
+
+@dataclass(frozen=True)
+class DeviceModel:
+    """What must be the same for device state to load and the guest to go on.
+
+    Two Machines that differ in nothing but who they are (uid, name, paths, descriptors, whether
+    they boot or receive) have equal ones.
+    """
+
+    version: str  # "10.0.2"
+    build: str  # which binary of that version; another one is worth a word, no more
+    machine_type: str  # versioned, never ""
+    cpu_model: str
+    cpu_features: tuple[str, ...]  # sorted; () where the VMM makes them up itself
+    devices: str  # sha256, hex, of everything else: vCPUs, memory, devices, disks by serial
 
 
 @dataclass(frozen=True)
@@ -96,14 +126,23 @@ OnEvent = Callable[[str, EventKind], None]
 """Called with the Instance's UID, in the event loop; must not block or raise."""
 
 
+def unheard(_uid: str, _kind: EventKind) -> None:
+    """The listener of a driver to which nobody listens yet."""
+
+
 class Driver(Protocol):
-    """One kind of VMM."""
+    """One kind of VMM. ``on_event``: the one listener for events of all its VMMs; set it."""
 
     name: str
     capabilities: Capabilities
+    on_event: OnEvent
 
     async def probe(self) -> Version:
         """Check the binary. Raises Blocked (missing, too old) with the remedy."""
+        ...
+
+    async def describe(self, machine: Machine) -> DeviceModel:
+        """What a VMM of ``machine`` would be on this host now. Raises Blocked as ``probe``."""
         ...
 
     async def start(self, machine: Machine, launch: Launch) -> Handle:
@@ -147,15 +186,19 @@ class Driver(Protocol):
         ...
 
     async def save(self, handle: Handle, fd: int) -> None:
-        """Paused: write the device state (no RAM) to ``fd``, opened write-only."""
+        """Paused: write the device state (no RAM) to ``fd``, opened write-only; stays Paused.
+
+        Raises Blocked (UnknownMemory) when the VMM has memory besides guest RAM that nobody would
+        save; Retry when it could not write.
+        """
         ...
 
     async def load(self, handle: Handle, fd: int) -> None:
-        """A VMM started to receive: read the device state from ``fd``; ends Paused."""
-        ...
+        """A VMM started to receive: read the device state from ``fd``; ends Paused.
 
-    def subscribe(self, on_event: OnEvent) -> None:
-        """Name the one listener for events of every VMM of this driver."""
+        Raises NotAllowed, nothing done, unless it is Created and waits for a state; else Blocked
+        (DeviceStateRefused) or Retry, and the VMM is proven dead.
+        """
         ...
 
     async def release(self, uid: str) -> None:

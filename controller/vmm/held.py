@@ -40,12 +40,15 @@ class Held(Generic[L]):
 
 
 class HeldVmms(Generic[L]):
-    """The VMMs of one driver, by the Instance's UID. ``make_link`` makes a link, not yet open."""
+    """The VMMs of one driver, by the Instance's UID. ``make_link`` makes a link, not yet open.
 
-    def __init__(self, make_link: Callable[[Handle], L]) -> None:
+    ``tell`` hears of their deaths.
+    """
+
+    def __init__(self, make_link: Callable[[Handle], L], tell: OnEvent) -> None:
         self._make_link = make_link
+        self._tell = tell
         self._held: dict[str, Held[L]] = {}
-        self.on_event: OnEvent = lambda _uid, _kind: None
 
     def get(self, uid: str) -> Held[L] | None:
         """The VMM we hold for ``uid``, if any."""
@@ -95,7 +98,7 @@ class HeldVmms(Generic[L]):
 
     async def _tell_death(self, held: Held[L]) -> None:
         await held.process.wait()
-        self.on_event(held.handle.uid, EventKind.DIED)
+        self._tell(held.handle.uid, EventKind.DIED)
         await held.link.close()
         if self._held.get(held.handle.uid) is held:
             del self._held[held.handle.uid]

@@ -8,6 +8,7 @@ the agent. What does not live here: the process itself (``hollow_process``), and
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -23,13 +24,16 @@ from controller.host.process import Process, Sandbox, spawn
 from controller.vmm.birth import GREETING_SECONDS, greeted, sockets
 from controller.vmm.driver import (
     BOOT_EDGES,
+    SNAPSHOT_EDGES,
     Capabilities,
+    DeviceModel,
     EventKind,
     Handle,
     NotAllowed,
     OnEvent,
     Version,
     VmmState,
+    unheard,
 )
 from controller.vmm.held import Held, HeldVmms, kill
 from controller.vmm.machine import CHANNEL_SOCKET, Launch, Machine, socket_path
@@ -159,9 +163,9 @@ class HollowDriver:
 
     name = "hollow"
     capabilities = Capabilities(
-        edges=BOOT_EDGES,
+        edges=BOOT_EDGES | SNAPSHOT_EDGES,
         guest=False,
-        snapshot=False,
+        snapshot=True,
         disk_bandwidth=False,
         max_volumes=23,
         memory_overhead=0,
@@ -169,16 +173,27 @@ class HollowDriver:
 
     def __init__(self, faults: Path | None = None) -> None:
         self._faults = faults
-        self._vmms: HeldVmms[_Link] = HeldVmms(self._make_link)
-
-    def subscribe(self, on_event: OnEvent) -> None:
-        """As the contract says."""
-        self._vmms.on_event = on_event
+        self._vmms: HeldVmms[_Link] = HeldVmms(self._make_link, self._tell)
+        self.on_event: OnEvent = unheard
 
     async def probe(self) -> Version:
         """As the contract says."""
         system_python()
         return VERSION
+
+    async def describe(self, machine: Machine) -> DeviceModel:
+        """As the contract says."""
+        build = hashlib.sha256(PROGRAM.read_bytes()).hexdigest()
+        seen = [machine.hardware.vcpus, machine.hardware.memory]
+        disks = [(disk.serial, disk.read_only, disk.limited) for disk in machine.disks]
+        return DeviceModel(
+            version=VERSION.version,
+            build=build[:16],
+            machine_type=machine.machine_type or VERSION.machine_type,
+            cpu_model="none",
+            cpu_features=(),
+            devices=hashlib.sha256(json.dumps([seen, disks]).encode()).hexdigest(),
+        )
 
     async def start(self, machine: Machine, launch: Launch) -> Handle:
         """As the contract says."""
@@ -309,10 +324,13 @@ class HollowDriver:
             await self.release(vmm.handle.uid)
             raise Bug(f"{vmm.handle.run_dir} has the VMM of {uid}, not of {vmm.handle.uid}")
 
+    def _tell(self, uid: str, kind: EventKind) -> None:
+        self.on_event(uid, kind)
+
     def _make_link(self, handle: Handle) -> _Link:
         return _Link(
             handle,
-            lambda kind: self._vmms.on_event(handle.uid, kind),
+            lambda kind: self._tell(handle.uid, kind),
             lambda: self._lost(handle),
         )
 

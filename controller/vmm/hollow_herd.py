@@ -41,7 +41,7 @@ class HollowHerd(HollowDriver):
         await self.release(handle.uid)
 
     def _lost(self, handle: Handle) -> None:
-        self._vmms.on_event(handle.uid, EventKind.DIED)
+        self._tell(handle.uid, EventKind.DIED)
 
     async def _spawn(self, machine: Machine, launch: Launch, listeners: list[int]) -> Process:
         who = await self._herd(launch)

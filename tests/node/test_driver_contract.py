@@ -18,7 +18,14 @@ from controller.core.state import State
 from controller.errors import Blocked, Bug, Retry, Timeout
 from controller.host import process
 from controller.host.process import Identity
-from controller.vmm.driver import BOOT_EDGES, Driver, EventKind, Handle, NotAllowed
+from controller.vmm.driver import (
+    BOOT_EDGES,
+    SNAPSHOT_EDGES,
+    Driver,
+    EventKind,
+    Handle,
+    NotAllowed,
+)
 from controller.vmm.machine import Disk
 from tests import leaks
 from tests.node.rigs import MIB, VMM_UID, Heard, Rig, Run, keeper_of, sparse, status_of
@@ -189,7 +196,8 @@ async def test_release_lets_the_vmm_live_and_is_repeatable(driver: Driver, creat
 
 
 async def test_capabilities_offer_what_every_driver_must(driver: Driver) -> None:
-    assert driver.capabilities.edges >= BOOT_EDGES
+    assert driver.capabilities.edges >= BOOT_EDGES | SNAPSHOT_EDGES
+    assert driver.capabilities.snapshot
     assert driver.capabilities.max_volumes == 23
     assert (State.SHUTDOWN, State.RUNNING) not in driver.capabilities.edges
     assert (await driver.probe()).machine_type
@@ -280,7 +288,7 @@ async def test_a_vmm_whose_starter_was_killed_is_adopted_unharmed(rig: Rig) -> N
     )
     assert run.locked
     heard, driver = Heard(), rig.driver()
-    driver.subscribe(heard)
+    driver.on_event = heard
     await driver.adopt(run.handle)
     await driver.adopt(run.handle)
     assert (await driver.state(run.handle)).state is State.CREATED
@@ -336,7 +344,7 @@ async def test_a_monitor_that_is_busy_gives_timeout(rig: Rig, driver: Driver, cr
 
 async def test_death_is_told_within_a_second(rig: Rig, driver: Driver, created: Run) -> None:
     heard = Heard()
-    driver.subscribe(heard)
+    driver.on_event = heard
     began = time.monotonic()
     os.kill(handle(created).identity.pid, signal.SIGKILL)
     await until(lambda: heard.has(created, EventKind.DIED), 1.0)
@@ -348,7 +356,7 @@ async def test_death_is_told_within_a_second(rig: Rig, driver: Driver, created: 
 async def test_a_change_behind_our_back_is_told(rig: Rig, driver: Driver, created: Run) -> None:
     await driver.resume(handle(created))
     heard = Heard()
-    driver.subscribe(heard)
+    driver.on_event = heard
     await people(rig, created, "pause", "stop")
     await until(lambda: heard.has(created, EventKind.CHANGED), 1.0)
     assert (await driver.state(handle(created))).state is State.PAUSED
@@ -466,7 +474,7 @@ async def test_a_full_disk_pauses_the_guest_until_there_is_space(
     rig: Rig, driver: Driver, booted: Run
 ) -> None:
     vmm, heard = handle(booted), Heard()
-    driver.subscribe(heard)
+    driver.on_event = heard
     await driver.adopt(vmm)
     if rig.kind == "qemu":
         dd = "dd if=/dev/zero of=/dev/vdz bs=64k count=48 oflag=direct 2>/dev/null"

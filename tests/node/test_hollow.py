@@ -149,7 +149,7 @@ async def herd(rig: Rig) -> AsyncIterator[HollowHerd]:
 
 async def test_a_herd_is_one_process_with_a_lock_for_each_vmm(rig: Rig, herd: HollowHerd) -> None:
     heard = Heard()
-    herd.subscribe(heard)
+    herd.on_event = heard
     runs = [rig.run() for _ in range(20)]
     vmms = [await rig.start(herd, run) for run in runs]
     assert len({vmm.identity for vmm in vmms}) == 1

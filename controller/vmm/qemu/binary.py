@@ -1,12 +1,14 @@
-"""The QEMU binary: where it is, how old it is, which machine type is its newest.
+"""The QEMU binary: where it is, how old it is, which build, which machine type is its newest.
 
 What does not live here: whether KVM works (``host.facts``).
 """
 
 import asyncio
+import hashlib
 import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 from controller.errors import Blocked, Retry
@@ -20,12 +22,21 @@ _REMEDY = (
 )
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What is known of a file as long as it looks like ``key``."""
+
+    key: tuple[str, int, int, int]
+    version: Version
+    build: str
+
+
 class Binary:
     """One QEMU binary; asked once, and again when the file has changed."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._known: tuple[tuple[str, int, int], Version] | None = None
+        self._known: _Found | None = None
 
     def path(self) -> str:
         """The absolute path. Raises Blocked when it is not there."""
@@ -36,17 +47,25 @@ class Binary:
 
     async def version(self) -> Version:
         """Ask the binary. Raises Blocked (missing, too old, no q35), Retry (does not answer)."""
+        return (await self._look()).version
+
+    async def build(self) -> str:
+        """Which build of its version: package and digest of the file. Raises as ``version``."""
+        return (await self._look()).build
+
+    async def _look(self) -> _Found:
         path = self.path()
         stat = Path(path).stat()  # an upgrade while we run is noticed
-        key = (path, stat.st_ino, stat.st_mtime_ns)
-        if self._known is None or self._known[0] != key:
-            said, machines = await asyncio.gather(
+        key = (path, stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        if self._known is None or self._known.key != key:
+            said, machines, digest = await asyncio.gather(
                 asyncio.to_thread(_run, path, "-version"),
                 asyncio.to_thread(_run, path, "-machine", "help"),
+                asyncio.to_thread(_digest, path),
             )
-            found = Version(parse_version(said, path), newest_q35(machines, path))
-            self._known = (key, found)
-        return self._known[1]
+            version = Version(parse_version(said, path), newest_q35(machines, path))
+            self._known = _Found(key, version, build_of(said, digest))
+        return self._known
 
 
 def parse_version(text: str, path: str) -> str:
@@ -59,6 +78,12 @@ def parse_version(text: str, path: str) -> str:
     return match[0][8:]
 
 
+def build_of(text: str, digest: str) -> str:
+    """The package that ``-version`` names, if it does, and the beginning of the file's digest."""
+    package = re.search(r"version \S+ \((.{1,100})\)", text)
+    return f"{package[1]}, {digest[:16]}" if package else digest[:16]
+
+
 def newest_q35(text: str, path: str) -> str:
     """The newest versioned q35 in ``-machine help``: "q35" itself means another one tomorrow."""
     found = [
@@ -68,6 +93,16 @@ def newest_q35(text: str, path: str) -> str:
     if not found:
         raise Blocked(f"{path} knows no q35 machine: {_REMEDY}", reason="VmmUnsupported")
     return max(found)[1]
+
+
+def _digest(path: str) -> str:
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise Blocked(
+            f"{path} cannot be read: {error.strerror}: {_REMEDY}", reason="VmmUnsupported"
+        ) from error
 
 
 def _run(*argv: str) -> str:

@@ -19,19 +19,23 @@ from controller.host.process import wait_dead
 from controller.vmm.birth import GREETING_SECONDS, greeted
 from controller.vmm.driver import (
     BOOT_EDGES,
+    SNAPSHOT_EDGES,
     Capabilities,
+    DeviceModel,
     EventKind,
     Handle,
     NotAllowed,
     OnEvent,
     Version,
     VmmState,
+    unheard,
 )
 from controller.vmm.held import Held, HeldVmms, kill
 from controller.vmm.machine import Launch, Machine, socket_path
 from controller.vmm.qemu import birth
 from controller.vmm.qemu.argv import MAX_VOLUMES, ending_file
 from controller.vmm.qemu.binary import Binary
+from controller.vmm.qemu.model import cpu_of, device_model
 from controller.vmm.qemu.monitor import CONNECT_SECONDS, Monitor
 from controller.vmm.qemu.state import vmm_state
 
@@ -73,9 +77,9 @@ class QemuDriver:
 
     name = "qemu"
     capabilities = Capabilities(
-        edges=BOOT_EDGES,
+        edges=BOOT_EDGES | SNAPSHOT_EDGES,
         guest=True,
-        snapshot=False,
+        snapshot=True,
         disk_bandwidth=True,
         max_volumes=MAX_VOLUMES,
         memory_overhead=VMM_OVERHEAD["qemu"],
@@ -84,15 +88,18 @@ class QemuDriver:
     def __init__(self, binary: str = "qemu-system-x86_64", *, tb_size: int = 32) -> None:
         self._binary = Binary(binary)
         self._tb_size = tb_size
-        self._vmms: HeldVmms[_Link] = HeldVmms(self._make_link)
-
-    def subscribe(self, on_event: OnEvent) -> None:
-        """As the contract says."""
-        self._vmms.on_event = on_event
+        self._vmms: HeldVmms[_Link] = HeldVmms(self._make_link, self._tell)
+        self.on_event: OnEvent = unheard
 
     async def probe(self) -> Version:
         """As the contract says."""
         return await self._binary.version()
+
+    async def describe(self, machine: Machine) -> DeviceModel:
+        """As the contract says."""
+        version, build = await self._binary.version(), await self._binary.build()
+        cpu = await asyncio.to_thread(cpu_of, machine.accelerator)
+        return device_model(machine, version, build, cpu)
 
     async def start(self, machine: Machine, launch: Launch) -> Handle:
         """As the contract says."""
@@ -228,7 +235,10 @@ class QemuDriver:
             raise Bug(f"{vmm.link.path} is the VMM of {uuid}, not of {vmm.handle.uid}: left alone")
 
     def _make_link(self, handle: Handle) -> _Link:
-        return _Link(handle, lambda kind: self._vmms.on_event(handle.uid, kind))
+        return _Link(handle, lambda kind: self._tell(handle.uid, kind))
+
+    def _tell(self, uid: str, kind: EventKind) -> None:
+        self.on_event(uid, kind)
 
     async def _abandon(self, handle: Handle) -> None:
         """End what did not come up: on return the process is proven dead."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from controller.errors import Blocked
-from controller.vmm.qemu.binary import Binary, newest_q35, parse_version
+from controller.vmm.qemu.binary import Binary, build_of, newest_q35, parse_version
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,20 @@ async def test_a_binary_that_fails_is_blocked(tmp_path: Path) -> None:
     program.chmod(0o755)
     with pytest.raises(Blocked):
         await Binary(str(program)).version()
+
+
+async def test_another_build_of_one_version_is_told_apart(tmp_path: Path) -> None:
+    program = tmp_path / "qemu"
+    _program(program, "8.2.1")
+    binary = Binary(str(program))
+    version, build = await binary.version(), await binary.build()
+    assert await binary.build() == build
+    program.write_text(program.read_text() + "# rebuilt\n")
+    assert await binary.version() == version
+    assert await binary.build() != build
+
+
+def test_a_build_is_its_package_and_its_digest() -> None:
+    text = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\nCopyright (c) 2003"
+    assert build_of(text, "ab" * 32) == "Debian 1:10.0.2+ds-2, " + "ab" * 8
+    assert build_of("QEMU emulator version 10.0.2\n", "ab" * 32) == "ab" * 8
