@@ -7,10 +7,12 @@ format, and what is done with the answers.
 """
 
 import asyncio
+import os
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from errno import ENOSYS
 from pathlib import Path
 from typing import Self
 
@@ -39,11 +41,14 @@ _FIRST_ATTEMPT = 0.5  # seconds for a HELLO, doubled each time: the machine may 
 _PAUSE_SECONDS = 0.25  # between attempts: the guest drops a half frame after 0.2 s of silence
 _MAX_UNASKED = 256  # frames that nobody asked for, in the life of a connection
 _READ = 64 * 1024
+_TOKEN_BYTES = 16
 
 
 @dataclass(frozen=True)
 class GuestInfo:
-    """What INFO tells. ``nonce`` is the config disk's; ``pid`` None: no workload was started."""
+    """What INFO tells. ``nonce`` is that of the config disk or of the last ``identify``; ``pid``
+    None: no workload was started.
+    """
 
     boot_id: str
     nonce: str
@@ -126,6 +131,39 @@ class Channel:
         payload = pack([(Key.GRACE, round(grace * 1000))])
         await self._call(FrameType.SHUTDOWN, payload, deadline)
 
+    async def step_clock(self, wall_ns: int, deadline: float) -> float:
+        """Set the guest's wall clock to ``wall_ns``, in nanoseconds since the epoch.
+
+        Gives seconds that it took: the clock is at most so far behind. Raises Timeout, and Retry
+        as ``reseed`` does.
+        """
+        start = time.monotonic()
+        await self._acknowledged(FrameType.TIME, [(Key.WALL, wall_ns)], deadline)
+        return time.monotonic() - start
+
+    async def reseed(self, seed: bytes, deadline: float) -> None:
+        """Make the guest kernel's random generator start anew from ``seed``: 64 to 512 bytes.
+
+        Raises Timeout, and Retry unless the guest says that it is done: GuestRefused with its
+        reason, GuestMisbehaved, GuestChannelDown.
+        """
+        await self._acknowledged(FrameType.RESEED, [(Key.SEED, seed)], deadline)
+
+    async def identify(self, hostname: str, machine_id: str, nonce: str, deadline: float) -> None:
+        """Tell the guest who it is from now on; all three are letters, digits, ``-``, ``.``, ``_``.
+
+        ``hostname`` and ``nonce`` have 1 to 64 of them, ``machine_id`` 32. What does not change is
+        not touched. Under a new nonce the guest says all its reports again, so that the files of a
+        new run are whole. Raises Timeout, and Retry as ``reseed`` does.
+        """
+        fields: list[tuple[int, bytes | int]] = [
+            (Key.HOSTNAME, hostname.encode()),
+            (Key.MACHINE_ID, machine_id.encode()),
+            (Key.NONCE, nonce.encode()),
+        ]
+        await self._acknowledged(FrameType.IDENTITY, fields, deadline)
+        self.nonce = nonce
+
     async def close(self) -> None:
         """Hang up. Idempotent; calls under way raise Retry."""
         if not hasattr(self, "_task"):
@@ -167,6 +205,19 @@ class Channel:
         self.boot_id = text(fields, Key.BOOT_ID)
         self.nonce = text(fields, Key.NONCE)
 
+    async def _acknowledged(
+        self, kind: FrameType, fields: list[tuple[int, bytes | int]], deadline: float
+    ) -> None:
+        """Only a reply with this request's token says that its effect was seen."""
+        token = secrets.token_bytes(_TOKEN_BYTES)
+        reply = await self._call(kind, pack([(Key.TOKEN, token), *fields]), deadline)
+        try:
+            heard = read_fields(reply.payload).get(Key.TOKEN)
+        except WireError as err:
+            raise _misbehaved(str(err)) from err
+        if heard != token:
+            raise _misbehaved(f"answered {kind.name} without its token")
+
     async def _call(self, kind: FrameType, payload: bytes, deadline: float) -> Frame:
         if self._closed.is_set():
             raise _gone()
@@ -187,6 +238,8 @@ class Channel:
         finally:
             self._waiting.pop(nonce, None)
             future.cancel()
+        if reply.type == FrameType.REFUSED:
+            raise _refused(kind, reply)
         if reply.type != kind + 1:  # a reply's type follows its request's
             raise _misbehaved(f"answered {kind.name} with a frame of type {reply.type:d}")
         return reply
@@ -231,6 +284,15 @@ def _parse_info(fields: dict[int, bytes]) -> GuestInfo:
         pid=number(fields, Key.PID, 1, 1 << 22) if Key.PID in fields else None,
         exit=parse_exit(fields) if Key.CODE in fields else None,
     )
+
+
+def _refused(kind: FrameType, reply: Frame) -> Retry:
+    try:
+        errno = number(read_fields(reply.payload), Key.ERRNO, 1, 4095)
+    except WireError as err:
+        return _misbehaved(str(err))
+    why = "it is too old to know that" if errno == ENOSYS else os.strerror(errno)
+    return Retry(f"guest channel: the guest refused {kind.name}: {why}", reason="GuestRefused")
 
 
 def _gone() -> Retry:

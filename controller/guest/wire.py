@@ -29,7 +29,7 @@ class WireError(ValueError):
 
 
 class FrameType(IntEnum):
-    """32 and up are free for what comes later (time, reseed, identity, exec)."""
+    """38 and up are free for what comes later."""
 
     HELLO = 1
     HELLO_REPLY = 2
@@ -41,6 +41,12 @@ class FrameType(IntEnum):
     SHUTDOWN_REPLY = 8
     REFUSED = 9
     REPORT = 16
+    TIME = 32
+    TIME_REPLY = 33
+    RESEED = 34
+    RESEED_REPLY = 35
+    IDENTITY = 36
+    IDENTITY_REPLY = 37
 
 
 class ReportKind(IntEnum):
@@ -78,6 +84,9 @@ class Key(IntEnum):
     USER = 37
     STOP_TIMEOUT = 38
     STOP_SIGNAL = 39
+    WALL = 48
+    SEED = 49
+    TOKEN = 50
 
 
 class Frame(NamedTuple):

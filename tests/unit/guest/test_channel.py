@@ -207,3 +207,91 @@ async def test_close_does_not_swallow_the_order_to_end_its_caller(guest: FakeGue
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await closing
+
+
+Ask = Callable[[Channel], Awaitable[object]]
+REPAIRS: dict[FrameType, Ask] = {
+    FrameType.TIME: lambda channel: channel.step_clock(1_700_000_000_123_456_789, 0.5),
+    FrameType.RESEED: lambda channel: channel.reseed(b"s" * 64, 0.5),
+    FrameType.IDENTITY: lambda channel: channel.identify("web-2", "ab" * 16, "n2", 0.5),
+}
+TOLD: dict[FrameType, list[tuple[int, bytes | int]]] = {
+    FrameType.TIME: [(Key.WALL, 1_700_000_000_123_456_789)],
+    FrameType.RESEED: [(Key.SEED, b"s" * 64)],
+    FrameType.IDENTITY: [
+        (Key.HOSTNAME, b"web-2"),
+        (Key.MACHINE_ID, b"ab" * 16),
+        (Key.NONCE, b"n2"),
+    ],
+}
+repairs = pytest.mark.parametrize("kind", REPAIRS)
+
+
+def token_of(frame: Frame) -> bytes:
+    return dict(unpack(frame.payload))[Key.TOKEN]
+
+
+def with_token(frame: Frame, token: bytes) -> bytes:
+    return encode(Frame(frame.type + 1, frame.nonce, pack([(Key.TOKEN, token)])))
+
+
+@repairs
+async def test_a_repair_is_done_when_its_token_comes_back(
+    guest: FakeGuest, kind: FrameType
+) -> None:
+    channel = await _connected_then(guest, lambda f: with_token(f, token_of(f)))
+    await REPAIRS[kind](channel)
+    await REPAIRS[kind](channel)
+    first, second = guest.heard[-2:]
+    assert first.type == second.type == kind
+    assert len(token_of(first)) == 16
+    assert token_of(first) != token_of(second)
+    fields = [field for field in unpack(first.payload) if field[0] != Key.TOKEN]
+    assert fields == unpack(pack(TOLD[kind]))
+    assert channel.nonce == ("n2" if kind == FrameType.IDENTITY else "nonce")
+    await channel.close()
+
+
+@repairs
+@pytest.mark.parametrize(
+    ("answer", "reason", "why"),
+    [
+        (
+            lambda f: encode(Frame(FrameType.REFUSED, f.nonce, pack([(Key.ERRNO, 28)]))),
+            "GuestRefused",
+            "No space left",
+        ),
+        (
+            lambda f: encode(Frame(FrameType.REFUSED, f.nonce, pack([(Key.ERRNO, 38)]))),
+            "GuestRefused",
+            "too old",
+        ),
+        (lambda f: encode(Frame(FrameType.REFUSED, f.nonce)), "GuestMisbehaved", "ERRNO|number"),
+        (lambda f: with_token(f, bytes(16)), "GuestMisbehaved", "token"),
+        (lambda f: with_token(f, token_of(f)[:15]), "GuestMisbehaved", "token"),
+        (lambda f: encode(Frame(f.type + 1, f.nonce)), "GuestMisbehaved", "token"),
+        (lambda f: encode(Frame(f.type + 1, f.nonce, b"\1")), "GuestMisbehaved", "half a field"),
+        (
+            lambda f: encode(Frame(FrameType.PONG, f.nonce, f.payload)),
+            "GuestMisbehaved",
+            "frame of type 6",
+        ),
+        (lambda f: b"", "GuestSilent", "no answer"),
+    ],
+)
+async def test_a_repair_without_its_token_did_not_happen(
+    guest: FakeGuest, kind: FrameType, answer: Answer, reason: str, why: str
+) -> None:
+    channel = await _connected_then(guest, answer)
+    with pytest.raises(Retry, match=why) as caught:
+        await REPAIRS[kind](channel)
+    assert caught.value.reason == reason
+    assert isinstance(caught.value, Timeout) == (reason == "GuestSilent")
+    assert channel.nonce == "nonce"
+    await channel.close()
+
+
+async def test_setting_the_clock_tells_how_far_behind_it_may_be(guest: FakeGuest) -> None:
+    channel = await _connected_then(guest, lambda f: with_token(f, token_of(f)))
+    assert 0 < await channel.step_clock(1, 5) < 5
+    await channel.close()

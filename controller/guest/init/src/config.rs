@@ -8,7 +8,7 @@ pub const VERSION: u32 = 1;
 pub const HEADER: usize = 20;
 pub const MAX: usize = 1024 * 1024;
 
-#[derive(Debug, PartialEq, Default)]
+#[derive(Clone, Debug, PartialEq, Default)]
 pub struct Config {
     pub hostname: Vec<u8>,
     pub machine_id: Vec<u8>,

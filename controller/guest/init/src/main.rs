@@ -8,8 +8,10 @@
 //! messages and ours, nothing of the workload.
 
 mod config;
+mod identity;
 mod ports;
 mod pump;
+mod repair;
 mod setup;
 mod supervisor;
 mod sys;
@@ -52,8 +54,7 @@ fn main() {
 fn bring_up(supervisor: &mut Supervisor) -> Result<(), Fault> {
     let disk = setup::head(&setup::disk("config")?, config::MAX as u64)?;
     let config = config::decode(&disk).map_err(|what| Fault { errno: 22, what })?;
-    std::fs::write("/proc/sys/kernel/hostname", &config.hostname)
-        .map_err(Fault::at("host name"))?;
+    identity::set_hostname(&config.hostname).map_err(Fault::at("host name"))?;
     supervisor.configured(config);
     setup::root_file_system()?;
     setup::cgroup();

@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::ports::{Agent, Log, Outbox};
+use crate::repair;
 use crate::setup::{self, warn, Fault};
 use crate::sys::{self, Epoll, EPOLLET, EPOLLIN, EPOLLOUT};
 use crate::wire::{encode, frame, int, key, kind, parse, Fields, Frame, PROTOCOL};
@@ -81,6 +82,11 @@ impl Supervisor {
         self.report(kind::BOOTED, self.facts.clone());
     }
 
+    fn started(&mut self) {
+        let pid = i64::from(self.pid);
+        self.report(kind::STARTED, Fields::default().int(key::PID, pid));
+    }
+
     pub fn configured(&mut self, config: Config) {
         self.config = config;
         self.watch_power_button();
@@ -92,7 +98,7 @@ impl Supervisor {
             Err(refused) => self.exit = Some(refused),
             Ok(pid) => {
                 self.pid = pid;
-                self.report(kind::STARTED, Fields::default().int(key::PID, i64::from(pid)));
+                self.started();
             }
         }
     }
@@ -180,11 +186,28 @@ impl Supervisor {
                 self.ask_stop(grace(&request.payload).unwrap_or(self.config.stop_timeout_ms));
                 (frame::SHUTDOWN_REPLY, Vec::new())
             }
-            _ => (frame::REFUSED, Fields::default().int(key::ERRNO, 38).0), // ENOSYS
+            frame::TIME | frame::RESEED | frame::IDENTITY => {
+                self.repair(request).unwrap_or_else(|err| refused(err.raw_os_error().unwrap_or(5)))
+            }
+            _ => refused(38), // ENOSYS
         };
         if let Some(agent) = &mut self.agent {
             agent.out.send(&encode(reply, request.nonce, &payload));
         }
+    }
+
+    /// Under a new nonce another run has begun, whose files know nothing yet: all is said again.
+    fn repair(&mut self, request: &Frame) -> std::io::Result<(u8, Vec<u8>)> {
+        let nonce = self.config.nonce.clone();
+        let reply = repair::apply(request.kind, &request.payload, &mut self.config)?;
+        if self.config.nonce != nonce {
+            self.booted();
+            if self.pid > 0 {
+                self.started();
+            }
+            self.ended();
+        }
+        Ok(reply)
     }
 
     fn hello(&self) -> Fields {
@@ -255,15 +278,22 @@ impl Supervisor {
         setup::kill_all();
         reap_all();
         let exit = self.exit.take().unwrap_or_else(|| Exit::from_status(status, kills, self.asked));
-        self.exit = Some(exit.clone());
+        self.exit = Some(exit);
         self.kill_at = None;
         while self.log.pull().map_or(false, |count| count > 0) {}
-        let fields = Fields::default().int(key::LOST, self.log.pump.lost_in_all as i64);
-        self.report(kind::EXIT, ended(fields, &exit));
-        let nonce = String::from_utf8_lossy(&self.config.nonce);
-        setup::say(format!("torpor-exit {} code={} signal={}", nonce, exit.code, exit.signal));
+        self.ended();
         self.flush_all();
         setup::power_off()
+    }
+
+    /// Say how the workload ended, if it did: to the host, and on the console for a second witness.
+    fn ended(&mut self) {
+        if let Some(exit) = self.exit.clone() {
+            let fields = Fields::default().int(key::LOST, self.log.pump.lost_in_all as i64);
+            self.report(kind::EXIT, ended(fields, &exit));
+            let nonce = String::from_utf8_lossy(&self.config.nonce);
+            setup::say(format!("torpor-exit {} code={} signal={}", nonce, exit.code, exit.signal));
+        }
     }
 
     /// Give the host a little time to take what is left.
@@ -288,6 +318,10 @@ fn ended(fields: Fields, exit: &Exit) -> Fields {
         .int(key::OOM, i64::from(exit.oom))
         .int(key::ASKED, i64::from(exit.asked))
         .bytes(key::MESSAGE, exit.message.as_bytes())
+}
+
+fn refused(errno: i32) -> (u8, Vec<u8>) {
+    (frame::REFUSED, Fields::default().int(key::ERRNO, i64::from(errno)).0)
 }
 
 fn grace(payload: &[u8]) -> Option<u64> {

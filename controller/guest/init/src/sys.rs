@@ -1,9 +1,10 @@
 //! The system calls that std does not offer, each behind a safe function. Nothing here decides.
 
 use std::ffi::CString;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{Error, Result};
 use std::os::raw::{c_char, c_int, c_long, c_ulong};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::io::{AsRawFd, FromRawFd, RawFd};
 
 extern "C" {
@@ -36,6 +37,8 @@ extern "C" {
     fn signalfd(fd: c_int, mask: *const SigSet, flags: c_int) -> c_int;
     fn sigprocmask(how: c_int, set: *const SigSet, old: *mut SigSet) -> c_int;
     fn syscall(number: c_long, ...) -> c_long;
+    fn ioctl(fd: c_int, request: c_ulong, ...) -> c_int;
+    fn clock_settime(clock: c_int, time: *const [i64; 2]) -> c_int;
     fn reboot(command: c_int) -> c_int;
     fn sync();
 }
@@ -74,8 +77,13 @@ pub struct EpollEvent {
 #[repr(C)]
 struct SigSet([u64; 16]);
 
+/// EINVAL.
+pub fn invalid() -> Error {
+    Error::from_raw_os_error(22)
+}
+
 fn text(value: impl AsRef<[u8]>) -> Result<CString> {
-    CString::new(value.as_ref()).map_err(|_| Error::from_raw_os_error(22))
+    CString::new(value.as_ref()).map_err(|_| invalid())
 }
 
 fn check(result: c_int) -> Result<c_int> {
@@ -136,7 +144,7 @@ pub fn exec(path: &[u8], argv: &[Vec<u8>], env: &[Vec<u8>]) -> Error {
     let strings = |list: &[Vec<u8>]| list.iter().map(text).collect::<Result<Vec<CString>>>();
     let (path, argv, env) = match (text(path), strings(argv), strings(env)) {
         (Ok(path), Ok(argv), Ok(env)) => (path, argv, env),
-        _ => return Error::from_raw_os_error(22),
+        _ => return invalid(),
     };
     let ends = |list: &[CString]| -> Vec<*const c_char> {
         list.iter().map(|s| s.as_ptr()).chain(Some(std::ptr::null())).collect()
@@ -256,6 +264,29 @@ pub fn load_module(file: &File) -> Result<()> {
         syscall(FINIT_MODULE, c_long::from(file.as_raw_fd()), nothing.as_ptr(), 0 as c_long)
     };
     check(result as c_int)?;
+    Ok(())
+}
+
+/// Set the wall clock, in nanoseconds since the epoch.
+pub fn set_clock(wall: i64) -> Result<()> {
+    let time = [wall / 1_000_000_000, wall % 1_000_000_000];
+    // SAFETY: the array has the layout of struct timespec and outlives the call; 0 = CLOCK_REALTIME
+    check(unsafe { clock_settime(0, &time) })?;
+    Ok(())
+}
+
+/// Mix `seed` into the kernel's pool and make every generator start anew from it, now. A plain
+/// write to the device would act some minutes later.
+pub fn reseed(seed: &[u8]) -> Result<()> {
+    const RNDADDENTROPY: c_ulong = 0x4008_5203;
+    const RNDRESEEDCRNG: c_ulong = 0x5207;
+    let device = OpenOptions::new().write(true).custom_flags(O_NONBLOCK).open("/dev/urandom")?;
+    let length = seed.len() as i32;
+    let pool = [&(8 * length).to_ne_bytes()[..], &length.to_ne_bytes(), seed].concat();
+    // SAFETY: the layout of struct rand_pool_info: bits, bytes, the bytes
+    check(unsafe { ioctl(device.as_raw_fd(), RNDADDENTROPY, pool.as_ptr()) })?;
+    // SAFETY: an open descriptor, no argument
+    check(unsafe { ioctl(device.as_raw_fd(), RNDRESEEDCRNG) })?;
     Ok(())
 }
 

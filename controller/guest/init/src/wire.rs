@@ -8,7 +8,7 @@ const HEAD: usize = 5; // type and nonce, counted by the length
 
 pub const PROTOCOL: i64 = 1;
 
-/// Frame types. 32 and up are free for what comes later (time, reseed, identity, exec).
+/// Frame types. 38 and up are free for what comes later.
 pub mod frame {
     pub const HELLO: u8 = 1;
     pub const HELLO_REPLY: u8 = 2;
@@ -20,6 +20,12 @@ pub mod frame {
     pub const SHUTDOWN_REPLY: u8 = 8;
     pub const REFUSED: u8 = 9;
     pub const REPORT: u8 = 16;
+    pub const TIME: u8 = 32;
+    pub const TIME_REPLY: u8 = 33;
+    pub const RESEED: u8 = 34;
+    pub const RESEED_REPLY: u8 = 35;
+    pub const IDENTITY: u8 = 36;
+    pub const IDENTITY_REPLY: u8 = 37;
 }
 
 /// Kinds of a REPORT.
@@ -55,6 +61,9 @@ pub mod key {
     pub const USER: u8 = 37;
     pub const STOP_TIMEOUT: u8 = 38;
     pub const STOP_SIGNAL: u8 = 39;
+    pub const WALL: u8 = 48;
+    pub const SEED: u8 = 49;
+    pub const TOKEN: u8 = 50;
 }
 
 #[derive(Debug, PartialEq, Clone)]

@@ -1,14 +1,14 @@
 //! Starting the workload: everything between the mounted root and exec, and what an end means.
 
 use crate::config::Config;
+use crate::identity;
 use crate::setup::{self, ROOT};
 use crate::sys;
 use crate::users::{self, Identity};
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
-use std::io::{Error, ErrorKind, Read, Result, Write};
+use std::fs::{self, File};
+use std::io::{Error, ErrorKind, Result};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
@@ -28,7 +28,7 @@ pub fn start(config: &Config, output: &File) -> std::result::Result<i32, Exit> {
 
 /// Inside the root, as root: what the workload must find there, and who it will be.
 fn furnish(config: &Config) -> Result<Identity> {
-    write_names(config);
+    identity::write(config);
     let workdir = directory(config);
     fs::create_dir_all(workdir).map_err(|err| {
         Error::new(err.kind(), format!("working directory {:?}: {}", workdir, err))
@@ -64,41 +64,8 @@ fn directory(config: &Config) -> &OsStr {
     OsStr::from_bytes(if config.workdir.is_empty() { b"/" } else { &config.workdir })
 }
 
-/// Files that name this guest. New files, never through a link of the image.
-fn write_names(config: &Config) {
-    let name = String::from_utf8_lossy(&config.hostname).into_owned();
-    let hosts = format!(
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{}\n",
-        name
-    );
-    let machine_id = format!("{}\n", String::from_utf8_lossy(&config.machine_id));
-    let _ = fs::create_dir_all("/etc");
-    let files = [
-        ("/etc/hostname", format!("{}\n", name)),
-        ("/etc/hosts", hosts),
-        ("/etc/machine-id", machine_id),
-    ];
-    for (path, content) in files {
-        if content == "\n" {
-            continue;
-        }
-        let _ = fs::remove_file(path);
-        let made = OpenOptions::new().write(true).create_new(true).mode(0o644).open(path);
-        if let Err(err) = made.and_then(|mut file| file.write_all(content.as_bytes())) {
-            setup::warn(format!("{}: {}", path, err));
-        }
-    }
-}
-
-/// At most 1 MiB of a regular file; a pipe of that name must not hold us up.
 fn account_file(path: &str) -> String {
-    let mut bytes = Vec::new();
-    if let Ok(file) = OpenOptions::new().read(true).custom_flags(sys::O_NONBLOCK).open(path) {
-        if file.metadata().map_or(false, |m| m.is_file()) {
-            let _ = file.take(1 << 20).read_to_end(&mut bytes);
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
+    String::from_utf8_lossy(&identity::small_file(path)).into_owned()
 }
 
 /// Comes back only with the reason why not.
