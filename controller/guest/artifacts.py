@@ -5,6 +5,7 @@ What does not live here: when they are made, and for which Instance (the callers
 
 import asyncio
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,17 +16,21 @@ from controller.host import files
 
 # A panic resets the guest at once, and the VMM sees that; only warnings and worse on the console.
 COMMAND_LINE = "console=ttyS0 reboot=t panic=-1 quiet random.trust_cpu=on"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class GuestArtifacts:
-    """``digest`` and ``version`` are the kernel's. Both files stay as long as the kernel does."""
+    """``digest`` and ``version`` are the kernel's; digests are SHA-256 in hex, of whole files.
+    Both files stay as long as the kernel does.
+    """
 
     kernel: Kernel
     vmlinuz: Path
     initrd: Path
     version: str
     digest: str
+    initrd_digest: str
     command_line: str = COMMAND_LINE
 
 
@@ -54,7 +59,27 @@ def make(
     kernel = store.adopt(*override) if override else store.ensure()
     init = initrd.build_init(cache_dir or settings.cache_dir())
     data = initrd.archive(kernel, init.read_bytes())  # some ms; the name then cannot lie
-    out = store.home(kernel) / f"initrd-{hashlib.sha256(data).hexdigest()[:16]}"
+    digest = hashlib.sha256(data).hexdigest()
+    out = _initrd(store, kernel, digest)
     if not out.exists():
         files.write_atomic(out, data, 0o644)
-    return GuestArtifacts(kernel, kernel.vmlinuz, out, kernel.version, kernel.digest)
+    return GuestArtifacts(kernel, kernel.vmlinuz, out, kernel.version, kernel.digest, digest)
+
+
+def find(root: Path, kernel_digest: str, initrd_digest: str) -> GuestArtifacts | None:
+    """What a guest was booted with, for its wake; None when one of the two is not here any more.
+
+    Digests are whole, in hex. They are the files' names, which were given with whole contents.
+    Makes and fetches nothing.
+    """
+    if not all(map(_DIGEST.fullmatch, (kernel_digest, initrd_digest))):
+        return None
+    store = KernelStore(root)
+    kernel = store.get(kernel_digest)
+    if kernel is None or not (out := _initrd(store, kernel, initrd_digest)).is_file():
+        return None
+    return GuestArtifacts(kernel, kernel.vmlinuz, out, kernel.version, kernel_digest, initrd_digest)
+
+
+def _initrd(store: KernelStore, kernel: Kernel, digest: str) -> Path:
+    return store.home(kernel) / f"initrd-{digest}"
