@@ -28,8 +28,9 @@ class Metadata(Model):
 
 
 class Instance(Model):
-    """A microVM: an OCI image that runs as a guest of its own, is paused, stopped and started by
-    spec.operatingMode, and keeps its disk until it is deleted."""
+    """A microVM: an OCI image, or a fork of another Instance, that runs as a guest of its own; is
+    paused, put to sleep, stopped and started by spec.operatingMode; keeps its disk until it is
+    deleted."""
 
     metadata: Metadata
     spec: InstanceSpec
@@ -44,7 +45,12 @@ _RULES: Final = (
         " starting and ending with a letter or digit",
         path=".metadata",
     ),
-    # A removed status comes back as its default, without what these three rules protect: so whoever
+    Rule(
+        "!has(self.spec.forkFrom) || self.spec.forkFrom.name != self.metadata.name",
+        "forkFrom.name is this Instance's own name; name the Instance to fork from",
+        path=".spec.forkFrom.name",
+    ),
+    # A removed status comes back as its default, without what these four rules protect: so whoever
     # removes a status that was written is refused by them.
     Rule(
         "!has(oldSelf.status) || !has(oldSelf.status.id) || (has(self.status)"
@@ -57,6 +63,15 @@ _RULES: Final = (
         " && has(self.status.epoch) && self.status.epoch >= oldSelf.status.epoch)",
         "status.epoch never decreases and never disappears",
         path=".status.epoch",
+    ),
+    Rule(
+        "!has(oldSelf.status) || !has(oldSelf.status.lineage) || (has(self.status)"
+        " && has(self.status.lineage)"
+        " && self.status.lineage.parent == oldSelf.status.lineage.parent"
+        " && self.status.lineage.root == oldSelf.status.lineage.root"
+        " && self.status.lineage.depth == oldSelf.status.lineage.depth)",
+        "status.lineage: parent, root and depth never change and never disappear",
+        path=".status.lineage",
     ),
     Rule(
         "(has(self.status) && has(self.status.nodeName) ? self.status.nodeName : '') =="
@@ -84,6 +99,8 @@ INSTANCE: Final = Kind(
         Column("Reason", f"{_READY}.reason", wide=True, description="why it is ready or not"),
         Column("Image", ".spec.image", wide=True, description="what it runs"),
         Column("VMM", ".status.hypervisor.type", wide=True, description="what runs it"),
+        Column("Fork-of", ".spec.forkFrom.name", wide=True, description="what it was forked from"),
+        Column("Snapshot", ".status.snapshot.size", wide=True, description="memory on disk"),
     ),
     selectable=(".status.nodeName", ".status.state", ".spec.operatingMode"),
     status_default={

@@ -44,7 +44,7 @@ def _validate(model: type[M], raw: Mapping[str, Any], prefix: str) -> M:
         return model.model_validate(raw)
     except ValidationError as err:
         first = err.errors(include_url=False, include_context=False)[0]
-        field = prefix + ".".join(str(part) for part in first["loc"])
+        field = (prefix + ".".join(str(part) for part in first["loc"])).rstrip(".")
         found = repr(first["input"])[:60]
         raise Rejected(
             f"{field}: {first['msg']}; found {found}; correct it or create a new Instance",

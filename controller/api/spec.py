@@ -8,12 +8,21 @@ What does not live here: placement in a Pod's words (``placement``), and ``statu
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
-from controller.api.meta import DnsSubdomain, Int32, Model, Quantity, Rule, listed_by, rules
+from controller.api.meta import (
+    DnsLabel,
+    DnsSubdomain,
+    Int32,
+    Model,
+    Quantity,
+    Rule,
+    listed_by,
+    rules,
+)
 from controller.api.placement import Affinity, LabelValue, Toleration
 
-OperatingMode = Literal["Running", "Paused", "Stopped"]
+OperatingMode = Literal["Running", "Paused", "Standby", "Stopped"]
 RestartPolicy = Literal["Never", "OnFailure", "Always"]
 Hypervisor = Literal["qemu"]
 
@@ -47,6 +56,15 @@ def _kept(field: str) -> Rule:
     return Rule(
         f"has(self.{field}) == has(oldSelf.{field})",
         f"{field} is immutable, so it can be neither added nor removed: {_BORN} to change it",
+        path=f".{field}",
+    )
+
+
+def _inherited(field: str) -> Rule:
+    """A fork does not say the optional ``field``: it is as its source's."""
+    return Rule(
+        f"!has(self.forkFrom) || !has(self.{field})",
+        f"a fork takes {field} from its source: remove it; status.resources shows what is in force",
         path=f".{field}",
     )
 
@@ -114,6 +132,17 @@ class Disk(Model):
     """Reads and writes together, in bytes per second, for example 100Mi. 0: automatic."""
 
 
+class ForkFrom(Model):
+    """The Instance whose disk, and memory where it has one, a new one starts with."""
+
+    name: DnsLabel
+    """Its name, in the same namespace. What it is when the fork is placed counts: Stopped gives its
+    disk, Standby its disk and memory."""
+    from_running: bool = False
+    """Whether it may be forked while it is Running or Paused: it stands still for the time of a
+    copy of its memory, then goes on. Otherwise the fork waits until it is Standby or Stopped."""
+
+
 class EnvVar(Model):
     """One environment variable of the workload."""
 
@@ -153,8 +182,20 @@ class InstanceSpec(Model):
     model_config = ConfigDict(
         json_schema_extra=rules(
             *map(_fixed, ("hypervisor", "vcpus", "nodeName", "priorityClassName")),
-            *map(_fixed, ("nodeSelector", "affinity", "tolerations")),
+            *map(_fixed, ("nodeSelector", "affinity", "tolerations", "forkFrom")),
             *map(_kept, ("memory", "overlay", "disk")),
+            Rule(
+                "has(self.image) != has(self.forkFrom)",
+                "give exactly one of image and forkFrom: image makes a new guest, forkFrom one that"
+                " goes on from another Instance's disk and memory; neither can replace the other"
+                " later: create a new Instance",
+            ),
+            *map(_inherited, ("hypervisor", "vcpus", "memory", "overlay", "disk")),
+            Rule(
+                "!has(self.forkFrom) || !has(self.nodeName)",
+                "a fork lives on its source's node: remove nodeName",
+                path=".nodeName",
+            ),
             Rule(
                 "!has(self.env)"
                 " || self.env.map(e, bytes(e.name).size() + bytes(e.value).size()).sum()"
@@ -177,31 +218,38 @@ class InstanceSpec(Model):
         )
     )
 
-    image: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=512,
-            json_schema_extra=rules(
-                Rule(
-                    f"self.matches('{_IMAGE}')",
-                    "image is not a valid OCI reference; write it as registry:5000/team/app:1 or"
-                    " app@sha256:<64 hex digits>, without scheme, user name or spaces",
+    image: (
+        Annotated[
+            str,
+            Field(
+                min_length=1,
+                max_length=512,
+                json_schema_extra=rules(
+                    Rule(
+                        f"self.matches('{_IMAGE}')",
+                        "image is not a valid OCI reference; write it as registry:5000/team/app:1"
+                        " or app@sha256:<64 hex digits>, without scheme, user name or spaces",
+                    ),
+                    Rule(
+                        f"!self.matches('{_TRANSPORT}')",
+                        "image must come from a registry, not from a file, an archive or a daemon;"
+                        " push it and write registry:5000/team/app:1",
+                    ),
+                    Rule("self == oldSelf", f"image is immutable: {_BORN} to change it"),
                 ),
-                Rule(
-                    f"!self.matches('{_TRANSPORT}')",
-                    "image must come from a registry, not from a file, an archive or a daemon;"
-                    " push it and write registry:5000/team/app:1",
-                ),
-                Rule("self == oldSelf", f"image is immutable: {_BORN} to change it"),
             ),
-        ),
-    ]
+        ]
+        | None
+    ) = None
     """OCI image that the guest's root filesystem is made of, for example registry:5000/app:1. A tag
-    is resolved once; the digest then stands in status.image."""
+    is resolved once; the digest then stands in status.image. Exactly one of image and forkFrom."""
+    fork_from: ForkFrom | None = None
+    """The Instance that this one starts as a copy of, instead of an image. Its image, hypervisor,
+    vcpus, memory, overlay, disk and node are taken over. Immutable."""
     operating_mode: OperatingMode = "Running"
     """What the Instance should be doing. Running: the workload runs. Paused: it stands still, in
-    memory. Stopped: it is shut down, its disk is kept. May be changed at any time."""
+    memory. Standby: it sleeps, its memory is kept on disk and takes no room on the Node. Stopped:
+    it is shut down, its disk is kept. May be changed at any time."""
     restart_policy: RestartPolicy = "Never"
     """Whether the guest boots again after its workload ended by itself: Never, OnFailure (exit code
     other than 0, or the VMM died) or Always. May be changed at any time."""
@@ -264,3 +312,9 @@ class InstanceSpec(Model):
     """Taints that the Instance tolerates, as for a Pod. Immutable."""
     priority_class_name: DnsSubdomain | None = None
     """PriorityClass of the reservation: who yields when there is no room. Immutable."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "InstanceSpec":
+        if (self.image is None) == (self.fork_from is None):
+            raise ValueError("exactly one of image and forkFrom is needed")
+        return self

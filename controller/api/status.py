@@ -96,6 +96,36 @@ class ResourcesStatus(Model):
     """Disk limit in bytes per second; absent or 0: none."""
 
 
+class SnapshotStatus(Model):
+    """The memory on disk that the Instance wakes from; absent when there is none."""
+
+    taken_at: Timestamp
+    """When the guest was stopped for it."""
+    size: Annotated[str, Field(max_length=32)]
+    """What it takes on the Node's disk, for people: 3.9Mi."""
+    bytes: Annotated[int, Field(ge=0)]
+    """What it takes on the Node's disk, shared parts included."""
+    base_bytes: Annotated[int, Field(ge=0)]
+    """Of these, the memory image, which forks share."""
+    delta_bytes: Annotated[int, Field(ge=0)]
+    """Of these, what differs from the memory image."""
+    hypervisor: Annotated[str, Field(max_length=96)]
+    """The VMM that took it and must load it, with its version."""
+
+
+class LineageStatus(Model):
+    """Where a fork comes from; absent for an Instance that was made of an image."""
+
+    parent: Annotated[str, Field(min_length=1, max_length=64)]
+    """UID of the Instance that it was forked from."""
+    root: Annotated[str, Field(min_length=1, max_length=64)]
+    """UID of the Instance that the family began with."""
+    depth: Annotated[Int32, Field(ge=1)]
+    """How many forks it is away from the root."""
+    forked_at: Timestamp | None = None
+    """When it had its own copy of everything; from then on its source may go."""
+
+
 class InstanceStatus(Model):
     """What is. Written by Torpor only."""
 
@@ -147,6 +177,10 @@ class InstanceStatus(Model):
     """The guest's kernel, as of its last boot."""
     resources: ResourcesStatus | None = None
     """The hardware in force."""
+    snapshot: SnapshotStatus | None = None
+    """The memory on disk that it wakes from; absent when there is none."""
+    lineage: LineageStatus | None = None
+    """Where a fork comes from."""
     reservation: Annotated[str, Field(max_length=64)] | None = None
     """UID of the Pod that holds its CPU and memory on the Node."""
 

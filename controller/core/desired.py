@@ -33,6 +33,7 @@ class Permit(Enum):
     GRANTED = "Granted"  # Scheduled=True with a reservation: may start a VMM
     WITHHELD = "Withheld"  # anything else: a living guest is left alone, none is started
     EVICTING = "Evicting"  # bring the guest down gracefully, then report Released
+    ENDING = "Ending"  # the same, but its namespace goes: the guest is stopped, nothing saved
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,31 @@ class Workload:
     args: tuple[str, ...] | None = None
     env: tuple[tuple[str, str], ...] = ()
 
+    def over(self, below: "Workload | None") -> "Workload":
+        """This one where it says something, else ``below``: what a fork has from its source."""
+        if below is None:
+            return self
+        if self.command is not None:
+            return Workload(self.command, self.args, _merged(below.env, self.env))
+        args = below.args if self.args is None else self.args
+        return Workload(below.command, args, _merged(below.env, self.env))
+
+
+def _merged(
+    below: tuple[tuple[str, str], ...], above: tuple[tuple[str, str], ...]
+) -> tuple[tuple[str, str], ...]:
+    return tuple((dict(below) | dict(above)).items()) if above else below
+
+
+@dataclass(frozen=True)
+class Fork:
+    """``spec.forkFrom`` of an Instance that was placed: whose life it is to go on with."""
+
+    parent: str  # UID of the source
+    root: str  # UID of the first of the family
+    depth: int  # 1 for a fork of one that is none
+    from_running: bool = False  # the source may be paused for it
+
 
 @dataclass(frozen=True)
 class Desired:
@@ -65,7 +91,7 @@ class Desired:
     generation: int
     mode: Mode
     epoch: int
-    image: str  # the OCI reference as the user wrote it
+    image: str  # the OCI reference as the user wrote it; "" for a fork
     hardware: Hardware | None  # from status.resources; None before the operator settled it
     workload: Workload = Workload()
     pinned: str | None = None  # image digest already in status
@@ -75,4 +101,5 @@ class Desired:
     reservation: str | None = None  # UID of the Pod that holds its memory
     id: str = ""  # status.id
     ran_before: bool = False  # status says it has run on this node: it has a disk to lose
+    fork: Fork | None = None
     draining: bool = False  # the whole node goes down for now; what is asked for stays asked for

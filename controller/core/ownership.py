@@ -39,14 +39,27 @@ def mode(obj: Object) -> Mode:
     return Mode((obj.get("spec") or {}).get("operatingMode", Mode.RUNNING.value))
 
 
+def fork_pending(obj: Object) -> bool:
+    """Whether it is a fork that does not have its own copy of everything yet."""
+    lineage = (obj.get("status") or {}).get("lineage") or {}
+    return bool((obj.get("spec") or {}).get("forkFrom")) and not lineage.get("forkedAt")
+
+
 def needs_memory(obj: Object) -> bool:
-    """Whether the Instance needs a reservation now: never while Exited, never while deleted."""
+    """Whether the Instance needs a reservation now: never while Exited, never while deleted.
+
+    Standby needs one to get there, unless the memory is on disk already. Whether a fork starts
+    with memory on disk depends on its source; the operator says it at placement, by NotNeeded.
+    """
     asked = mode(obj)
     if asked in (Mode.GONE, Mode.STOPPED) or is_true(obj, "Exited"):
         return False
-    if asked is Mode.STANDBY:
-        return (obj.get("status") or {}).get("state") != "Standby"
-    return True
+    if asked is not Mode.STANDBY:
+        return True
+    status = obj.get("status") or {}
+    if status.get("nodeName") and fork_pending(obj):
+        return condition(obj, "Scheduled").get("reason") != "NotNeeded"
+    return not status.get("snapshot")
 
 
 def permit(obj: Object) -> Permit:
@@ -56,6 +69,8 @@ def permit(obj: Object) -> Permit:
         return Permit.GRANTED
     if scheduled.get("status") == "False" and scheduled.get("reason") == "Evicting":
         return Permit.EVICTING
+    if scheduled.get("status") == "False" and scheduled.get("reason") == "NamespaceTerminating":
+        return Permit.ENDING
     return Permit.WITHHELD
 
 
@@ -63,7 +78,7 @@ def ready_is_operators(obj: Object) -> bool:
     """Whether Ready and observedGeneration are the operator's to write on this object.
 
     They are while there is no node, and while memory is needed but the Instance rests and
-    Scheduled is neither True nor Evicting.
+    Scheduled is neither True nor a call to leave (Evicting, NamespaceTerminating).
     """
     status = obj.get("status") or {}
     if not status.get("nodeName"):

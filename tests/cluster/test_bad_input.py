@@ -87,7 +87,7 @@ NAMES = [
     ),
 ]
 IMAGES = [
-    row("no image", "spec.image", REMOVED, "Required"),
+    row("no image", "spec.image", REMOVED, "exactly one of image and forkFrom"),
     row("empty image", "spec.image", "", "at least 1"),
     row("image with a space", "spec.image", "a b", REFERENCE),
     row("image with a NUL", "spec.image", "a\0b", REFERENCE),
@@ -217,7 +217,7 @@ CHOICES = [
     row("arguments for the kernel", "spec.kernelArgs", "init=/bin/sh", "unknown field"),
     row("flags for the VMM", "spec.qemuArgs", ["-monitor"], "unknown field"),
     row("a path of the host", "spec.hostPath", "/", "unknown field"),
-    row("a field of a later release", "spec.forkFrom", {"name": "a"}, "unknown field"),
+    row("a field of a later release", "spec.gpu", {"profile": "a"}, "unknown field"),
     row("a typo", "spec.memory.sise", "1Gi", "unknown field"),
     row("no spec", "spec", REMOVED, "Required"),
 ]
@@ -298,6 +298,7 @@ ACCEPTED = {
     "empty argument": ("spec.args.0", ""),
     "256 arguments": ("spec.args", ["a"] * 256),
     "first mode Paused": ("spec.operatingMode", "Paused"),
+    "first mode Standby": ("spec.operatingMode", "Standby"),
     "first mode Stopped": ("spec.operatingMode", "Stopped"),
     "mode null is the default": ("spec.operatingMode", None),
     "no affinity": ("spec.affinity", REMOVED),

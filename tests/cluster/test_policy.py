@@ -48,6 +48,7 @@ READY = {
 }  # fmt: skip
 SCHEDULED = READY | {"type": "Scheduled", "status": "True", "reason": "Scheduled"}
 RELEASED = SCHEDULED | {"status": "False", "reason": "Released"}
+LINEAGE: Object = {"parent": "uid-1", "root": "uid-0", "depth": 2}
 PLACED: Object = {
     "id": "c0ffee",
     "state": "Stopped",
@@ -271,6 +272,46 @@ def test_agent_may_not_change_what_the_operator_decides(world: World, change: Ob
     path = world.instance(world.here)
     answer = world.agent("PATCH", status(path), {"status": change})
     refused(answer, "status.id, nodeName, epoch, reservation or resources")
+
+
+@pytest.fixture
+def fork(world: World) -> str:
+    """The path of a fork that was placed on ``here``."""
+    path = world.instance(world.here)
+    world.admin.patch(status(path), {"status": {"lineage": LINEAGE}})
+    return path
+
+
+def test_agent_may_say_what_sleeps_and_what_was_forked(world: World, fork: str) -> None:
+    snapshot = {
+        "takenAt": TIME, "size": "4Mi", "bytes": 4194304, "baseBytes": 4194304, "deltaBytes": 0,
+        "hypervisor": "qemu 7.2.22",
+    }  # fmt: skip
+    forked = {"lineage": {"forkedAt": TIME}, "snapshot": snapshot, "state": "Standby"}
+    allowed(world.agent("PATCH", status(fork), {"status": forked}))
+    assert world.admin.get(fork)["status"]["lineage"] == LINEAGE | {"forkedAt": TIME}
+    woken = {"snapshot": None, "state": "Running"}
+    allowed(world.agent("PATCH", status(fork), {"status": woken}))
+    assert "snapshot" not in world.admin.get(fork)["status"]
+
+
+@pytest.mark.parametrize(
+    "lineage",
+    [{"parent": "mine"}, {"root": "mine"}, {"depth": 3}, None],
+    ids=["parent", "root", "depth", "removed"],
+)
+def test_agent_may_not_change_where_a_fork_comes_from(
+    world: World, fork: str, lineage: Object | None
+) -> None:
+    answer = world.agent("PATCH", status(fork), {"status": {"lineage": lineage}})
+    assert answer.code == 422, "the schema refuses it to everybody"
+    assert "status.lineage" in answer.message
+
+
+def test_agent_may_not_make_a_fork_of_what_is_none(world: World) -> None:
+    path = world.instance(world.here)
+    answer = world.agent("PATCH", status(path), {"status": {"lineage": LINEAGE}})
+    refused(answer, "not its parent, root or depth")
 
 
 def test_agent_may_not_give_an_id(world: World) -> None:

@@ -102,6 +102,7 @@ def test_columns_show_what_is_asked_and_what_is(
     shown = kubectl("get", "inst", "-o", "wide").stdout.split("\n")
     assert shown[0].split() == [
         "NAME", "MODE", "STATE", "READY", "NODE", "AGE", "REASON", "IMAGE", "VMM",
+        "FORK-OF", "SNAPSHOT",
     ]  # fmt: skip
     values = shown[1].split()
     assert values[:5] == ["web", "Running", "Stopped", "True", "n1"]
@@ -141,7 +142,10 @@ def test_instances_are_selected_by_field(
     ("field", "words"),
     [
         ("", "microVM"),
-        (".spec.operatingMode", "Running Paused Stopped DESCRIPTION: What the Instance should"),
+        (
+            ".spec.operatingMode",
+            "Running Paused Standby Stopped DESCRIPTION: What the Instance should",
+        ),
         (".spec.memory.size", "multiple of"),
         (".spec.env.value", "secret"),
         (".spec.affinity.podAntiAffinity", "What must hold"),

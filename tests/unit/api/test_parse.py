@@ -90,7 +90,7 @@ def test_values_are_frozen() -> None:
 
 
 def test_fields_of_a_newer_release_are_ignored() -> None:
-    newer = RAW | {"spec": RAW["spec"] | {"forkFrom": {"name": "x"}}, "later": 1}
+    newer = RAW | {"spec": RAW["spec"] | {"gpu": {"profile": "x"}}, "later": 1}
     assert parse_instance(newer) == parse_instance(RAW)
 
 
@@ -105,7 +105,10 @@ def test_object_without_status_has_an_empty_one() -> None:
 @pytest.mark.parametrize(
     ("spec", "field"),
     [
-        ({}, "spec.image"),
+        ({}, "spec"),
+        ({"image": "a", "forkFrom": {"name": "b"}}, "spec"),
+        ({"forkFrom": {}}, "spec.forkFrom.name"),
+        ({"forkFrom": {"name": "b", "fromRunning": "perhaps"}}, "spec.forkFrom.fromRunning"),
         ({"image": "a", "operatingMode": "Hibernating"}, "spec.operatingMode"),
         ({"image": "a", "vcpus": 0}, "spec.vcpus"),
         ({"image": "a", "memory": {}}, "spec.memory.size"),
@@ -123,6 +126,31 @@ def test_stored_spec_that_breaks_the_rules_is_refused_by_field(
     assert str(refused.value).startswith(f"{field}:")
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 300
+
+
+def test_fork_says_its_source_and_nothing_of_its_hardware() -> None:
+    found = parse_spec({"forkFrom": {"name": "web"}, "operatingMode": "Standby"})
+    assert found.fork_from is not None
+    assert (found.fork_from.name, found.fork_from.from_running) == ("web", False)
+    assert (found.image, found.vcpus, found.memory) == (None, None, None)
+    assert to_wire(found)["forkFrom"] == {"name": "web", "fromRunning": False}
+
+
+def test_snapshot_and_lineage_arrive_under_their_names() -> None:
+    raw = {
+        "observedGeneration": 0,
+        "snapshot": {
+            "takenAt": "2026-01-01T00:00:00Z", "size": "3.9Mi", "bytes": 4089446,
+            "baseBytes": 4000000, "deltaBytes": 9446, "hypervisor": "qemu 7.2.22",
+        },
+        "lineage": {"parent": "u-1", "root": "u-0", "depth": 2},
+    }  # fmt: skip
+    found = parse_status(raw)
+    assert found.snapshot is not None
+    assert found.snapshot.delta_bytes == 9446
+    assert found.lineage is not None
+    assert (found.lineage.depth, found.lineage.forked_at) == (2, None)
+    assert to_wire(found) == raw
 
 
 def test_broken_status_is_refused_by_field() -> None:

@@ -95,11 +95,20 @@ def test_columns_are_those_of_the_api():
     header, line = columns.table([shown], NOW, wide=True, namespaces=True)
     assert header.split() == [
         "NAMESPACE", "NAME", "MODE", "STATE", "READY", "NODE", "AGE", "REASON", "IMAGE", "VMM",
+        "FORK-OF", "SNAPSHOT",
     ]  # fmt: skip
     assert line.split() == [
         "team", "web", "Running", "Running", "True", "n1", "2m", "Running", "app:1",
     ]  # fmt: skip
     assert line.index("app:1") == header.index("IMAGE")
+
+
+def test_fork_shows_its_source_and_the_size_of_its_snapshot():
+    fork = instance("web", WEB_ID, state="Standby", snapshot={"size": "3.9Mi", "bytes": 4089446})
+    fork["spec"] = {"forkFrom": {"name": "db"}, "operatingMode": "Standby"}
+    header, line = columns.table([fork], NOW, wide=True)
+    assert line[header.index("FORK-OF") :].split() == ["db", "3.9Mi"]
+    assert line[header.index("IMAGE") : header.index("FORK-OF")].strip() == ""
 
 
 def test_an_empty_cell_keeps_its_place():
