@@ -13,13 +13,9 @@ from controller.errors import Blocked
 from controller.memory import image
 from controller.memory.manifest import Manifest
 from controller.memory.pages import PAGE, FileId, ProcessMemory
-from controller.memory.saving import StateSink
-from controller.memory.store import MemoryStore, References
-from controller.vmm.driver import Handle
-from controller.vmm.qemu.argv import EMPTY_IMAGE
+from tests.node.lab import Lab, handle
 from tests.node.rigs import MIB, VMM_UID, Rig, Run
 from tests.node.testguest import Shell
-from tests.unit.memory.snapshots import manifest_of
 from tests.waiting import until
 
 pytestmark = pytest.mark.node
@@ -32,72 +28,23 @@ COUNTER = (
 )
 
 
-class Lab:
-    """QEMU, a store, and what was saved of its guests."""
+async def boot(lab: Lab) -> Run:
+    """A guest that counts, and keeps something that it can be asked for."""
+    run = lab.rig.run()
+    await lab.rig.start(lab.driver, run)
+    await lab.driver.resume(handle(run))
+    said = b""
 
-    def __init__(self, rig: Rig) -> None:
-        self.rig, self.driver = rig, rig.driver()
-        self.store = MemoryStore(rig.home / "memory", lambda: References(()))
-        self.store.start()
+    def ready() -> bool:
+        nonlocal said
+        said += run.read("report")
+        return b"ready" in said
 
-    async def boot(self) -> Run:
-        """A guest that counts, and keeps something that it can be asked for."""
-        run = self.rig.run()
-        await self.rig.start(self.driver, run)
-        await self.driver.resume(handle(run))
-        said = b""
-
-        def ready() -> bool:
-            nonlocal said
-            said += run.read("report")
-            return b"ready" in said
-
-        await until(ready, 100)
-        await Shell(run.channel).run("head -c 1000000 /dev/urandom > /fill", 60)
-        await Shell(run.channel).run("yes torpor | head -c 4194304 > /big", 60)
-        await Shell(run.channel).run(COUNTER, 60)
-        return run
-
-    async def sleep(self, run: Run, old: Manifest | None = None) -> Manifest:
-        """Pause, save device state and memory, and end the VMM."""
-        await self.driver.pause(handle(run))
-        manifest = await self.save(run, old)
-        await self.driver.kill(handle(run))
-        return manifest
-
-    async def save(self, run: Run, old: Manifest | None = None) -> Manifest:
-        """What a paused VMM is, as files."""
-        base = old.base if old is not None else None
-        mapped = self.store.path(base) if base else EMPTY_IMAGE
-        memory = run.machine.hardware.memory
-        who = handle(run).identity
-        with self.store.saving() as saving, StateSink() as sink:
-            await self.driver.save(handle(run), sink.fd)
-            taken = await asyncio.to_thread(
-                saving.take, who, mapped=mapped, ram=memory, gid=VMM_UID, base=base
-            )
-            file = await asyncio.to_thread(saving.finish, taken)
-            state = saving.state(sink.data(), VMM_UID)
-        return manifest_of(memory, base or file, file if base else None, state)
-
-    async def wake(self, manifest: Manifest) -> Run:
-        """Another VMM of the same kind that goes on from there."""
-        assert self.store.verify(manifest) == ()
-        run = self.rig.run(incoming=True, memory_image=self.store.path(manifest.base))
-        await self.rig.start(self.driver, run)
-        await asyncio.to_thread(self.store.put_back, handle(run).identity, manifest)
-        fd = self.store.open_state(manifest)
-        try:
-            await self.driver.load(handle(run), fd)
-        finally:
-            os.close(fd)
-        await self.driver.resume(handle(run))
-        return run
-
-
-def handle(run: Run) -> Handle:
-    assert run.handle is not None
-    return run.handle
+    await until(ready, 100)
+    await Shell(run.channel).run("head -c 1000000 /dev/urandom > /fill", 60)
+    await Shell(run.channel).run("yes torpor | head -c 4194304 > /big", 60)
+    await Shell(run.channel).run(COUNTER, 60)
+    return run
 
 
 async def count(run: Run) -> int:
@@ -153,7 +100,7 @@ def rig() -> Iterator[Rig]:
 def slept(rig: Rig) -> Slept:
     async def once() -> Slept:
         lab = Lab(rig)
-        run = await lab.boot()
+        run = await boot(lab)
         boot_id, digest = await facts(run)
         last = await counts_on(run, 0)
         manifest = await lab.sleep(run)
