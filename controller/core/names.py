@@ -11,6 +11,7 @@ from controller.errors import Rejected
 FINALIZER = "torpor.dev/instance"
 NODE_LABEL = "torpor.dev/node"
 UID_LABEL = "torpor.dev/instance-uid"
+SOURCE_LABEL = "torpor.dev/source-uid"  # of a fork's reservation: where it was made to be forked
 SOCKET_PATH_MAX = 107  # sun_path, less its terminating zero
 
 

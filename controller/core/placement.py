@@ -7,10 +7,15 @@ and what is said meanwhile. The table it carries out:
 deleting                            Pods go once our finalizer is off; the finalizer is ours to
                                     drop only if there never was a node, or its Node is gone
 no finalizer                        add it, before anything else exists
-needs memory, Scheduled=True        its Pod lives: nothing. Terminating: say Evicting. Gone or ended
+fork without a node                 its source is missing, going, not ready or waits for it: say so,
+                                    no Pod. Else its node, hardware and lineage are the source's:
+                                    with a Pod pinned there, or at once where memory on disk is
+                                    all it needs. A Pod made for another source goes
+needs memory, Scheduled=True        its Pod lives: nothing. Terminating: say Evicting, or
+                                    NamespaceTerminating where nothing can be kept. Gone or ended
                                     while a VMM may live: a new Pod pinned to the node, the guest
                                     untouched
-needs memory, Evicting              wait until the node says Released
+needs memory, asked to leave        wait until the node says Released
 needs memory, Released              delete that Pod (grace 0), then make one pinned to the node
 needs memory, else                  make a Pod; bound: one status write with everything; refused
                                     by the scheduler: pass its words on
@@ -27,7 +32,7 @@ from typing import Any
 from controller.api.meta import format_quantity
 from controller.core.conditions import Condition, merge
 from controller.core.desired import Hardware
-from controller.core.names import FINALIZER
+from controller.core.names import FINALIZER, SOURCE_LABEL
 from controller.core.ownership import (
     RESTING,
     Object,
@@ -37,6 +42,7 @@ from controller.core.ownership import (
     needs_memory,
     ready_is_operators,
 )
+from controller.core.source import Birth, NoSource, birth, waits_for
 
 
 class NodeState(Enum):
@@ -64,9 +70,10 @@ class DropFinalizer(Action):
 
 @dataclass(frozen=True)
 class CreatePod(Action):
-    """Make the reservation Pod. ``node``: pinned there."""
+    """Make the reservation Pod. ``node``: pinned there; ``source``: UID that a fork is made of."""
 
     node: str | None
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,9 +99,11 @@ class World:
     pods: Sequence[Object]  # with its UID label and owner reference
     node: NodeState
     namespace_terminating: bool
-    hardware: Hardware  # what spec says, settings where it is silent
+    hardware: Hardware  # what spec says, settings where it is silent; a fork: its source's
     now: str  # RFC 3339, for lastTransitionTime
     silence_told: bool = False  # this silence of the node was said on it; not said twice
+    source: Object | None = None  # the Instance whose name a fork without a node waits for
+    circle: tuple[str, ...] = ()  # names of forks that wait for each other, this one first
 
 
 def decide(obj: Object, world: World) -> tuple[Action, ...]:
@@ -105,16 +114,21 @@ def decide(obj: Object, world: World) -> tuple[Action, ...]:
         return () if world.namespace_terminating else (AddFinalizer(),)
     if _silent(obj, world):
         return (_write(obj, world, Condition("Ready", "Unknown", "NodeUnreachable", _SILENT)),)
+    if waits_for(obj) is not None:
+        return _fork(obj, world)
     if not needs_memory(obj):
         return _without_memory(obj, world)
     if is_true(obj, "Scheduled"):
         return _scheduled(obj, world)
     scheduled = condition(obj, "Scheduled")
-    if scheduled.get("reason") == "Evicting":
+    if scheduled.get("reason") in LEAVING:
         return ()
     if scheduled.get("reason") == "Released" and (given_back := _given_back(obj, world)):
         return given_back
     return _reserve(obj, world)
+
+
+LEAVING = frozenset({"Evicting", "NamespaceTerminating"})  # of Scheduled: the guest is to go
 
 
 def orphaned(pods: Sequence[Object]) -> tuple[DeletePod, ...]:
@@ -153,8 +167,8 @@ def _without_memory(obj: Object, world: World) -> tuple[Action, ...]:
     ]
     waited = condition(obj, "Scheduled")
     stale = waited.get("status") == "False" and waited.get("reason") not in (
-        "Released", "NotNeeded", "Evicting",
-    )  # fmt: skip
+        LEAVING | {"Released", "NotNeeded"}
+    )
     actions: tuple[Action, ...] = tuple(map(_delete, unused))
     if stale:
         gone = Condition("Scheduled", "False", "NotNeeded", "the operating mode needs no memory")
@@ -177,7 +191,7 @@ def _scheduled(obj: Object, world: World) -> tuple[Action, ...]:
     held = [pod for pod in world.pods if pod["metadata"]["uid"] == status.get("reservation")]
     if not held or _finished(held[0]):
         if world.namespace_terminating:
-            return (_evicting(obj, world, "its namespace is being deleted"),)
+            return (_evicting(obj, world, "its reservation Pod is gone"),)
         return _lost(obj, world)
     if _vanishing(held[0]):
         return ()  # not asked to leave but taken away: its DELETED comes next
@@ -198,6 +212,9 @@ def _finished(pod: Object) -> bool:
 
 
 def _evicting(obj: Object, world: World, why: str) -> WriteStatus:
+    if world.namespace_terminating:
+        message = "its namespace is being deleted; the guest is stopped, not saved"
+        return _write(obj, world, Condition("Scheduled", "False", "NamespaceTerminating", message))
     message = f"{why}; the guest is brought down gracefully"
     return _write(obj, world, Condition("Scheduled", "False", "Evicting", message))
 
@@ -217,20 +234,71 @@ def _given_back(obj: Object, world: World) -> tuple[Action, ...]:
     return tuple(_delete(pod) for pod in world.pods if pod["metadata"]["uid"] == reservation)
 
 
-def _reserve(obj: Object, world: World) -> tuple[Action, ...]:
+def _fork(obj: Object, world: World) -> tuple[Action, ...]:
+    """A fork that has no node yet. Its source may change at any time until it is placed."""
+    made = birth(obj, world.source, world.circle)
+    if isinstance(made, NoSource):
+        return (*map(_delete, world.pods), *_say_no_source(obj, world, made))
+    if world.namespace_terminating:
+        return ()
+    if not made.memory:
+        return (*map(_delete, world.pods), _placed_without_memory(obj, world, made))
+    if others := [pod for pod in world.pods if _is_of_another(pod, made)]:
+        return tuple(map(_delete, others))
+    return _reserve(obj, world, made)
+
+
+def _is_of_another(pod: Object, made: Birth) -> bool:
+    """Made for a source that had this one's name before, or where it was before."""
+    labels = pod["metadata"].get("labels") or {}
+    return labels.get(SOURCE_LABEL) != made.parent or (
+        (pod["spec"].get("nodeName") or made.node) != made.node
+    )
+
+
+def _say_no_source(obj: Object, world: World, found: NoSource) -> tuple[Action, ...]:
+    said = [Condition("Ready", "False", found.reason, found.message)]
+    if found.stalled:
+        said.append(Condition("Stalled", "True", found.reason, found.message))
+    patch = _patch(obj, world, *said, drop=frozenset({"Scheduled"}))
+    status = obj.get("status") or {}
+    if all(status.get(key) == value for key, value in patch.items()):
+        return ()
+    return (WriteStatus(patch, assign_id=not status.get("id")),)
+
+
+def _placed_without_memory(obj: Object, world: World, made: Birth) -> WriteStatus:
+    not_needed = Condition("Scheduled", "False", "NotNeeded", "the fork needs no memory")
+    pending = Condition("Ready", "False", "Pending", f"node {made.node} is to fork it")
+    patch = {**_patch(obj, world, not_needed, pending), **_inherited(made)}
+    return WriteStatus(patch, assign_id=not (obj.get("status") or {}).get("id"))
+
+
+def _inherited(made: Birth) -> dict[str, Any]:
+    return {
+        "nodeName": made.node,
+        "epoch": 1,
+        "resources": dict(made.resources),
+        "lineage": dict(made.lineage),
+    }
+
+
+def _reserve(obj: Object, world: World, made: Birth | None = None) -> tuple[Action, ...]:
     if world.namespace_terminating:
         return ()  # nothing new is made there; the deletion comes to every Instance in it
     if leaving := [pod for pod in world.pods if deleting(pod) or _finished(pod)]:
         return tuple(map(_delete, leaving))
     if not world.pods:
+        if made is not None:
+            return (CreatePod(made.node, made.parent),)
         return (CreatePod((obj.get("status") or {}).get("nodeName")),)
     pod = world.pods[0]
     if pod["spec"].get("nodeName"):
-        return (_bound(obj, world, pod),)
+        return (_bound(obj, world, pod, made),)
     return _waiting(obj, world, pod)
 
 
-def _bound(obj: Object, world: World, pod: Object) -> WriteStatus:
+def _bound(obj: Object, world: World, pod: Object, made: Birth | None) -> WriteStatus:
     status = obj.get("status") or {}
     node = pod["spec"]["nodeName"]
     scheduled = Condition("Scheduled", "True", "Scheduled", f"reserved on node {node}")
@@ -242,7 +310,9 @@ def _bound(obj: Object, world: World, pod: Object) -> WriteStatus:
         pending = Condition("Ready", "False", "Pending", f"node {node} is to run it")
         patch = _patch(obj, world, scheduled, pending)
     patch["reservation"] = pod["metadata"]["uid"]
-    if not status.get("nodeName"):
+    if made is not None:
+        patch |= _inherited(made)
+    elif not status.get("nodeName"):
         patch |= {"nodeName": node, "epoch": 1, "resources": resources(world.hardware)}
     if not status.get("state"):
         patch["state"] = "Stopped"
@@ -298,10 +368,14 @@ def _write(obj: Object, world: World, *said: Condition) -> WriteStatus:
     return WriteStatus(_patch(obj, world, *said))
 
 
-def _patch(obj: Object, world: World, *said: Condition) -> dict[str, Any]:
+def _patch(
+    obj: Object, world: World, *said: Condition, drop: frozenset[str] = frozenset()
+) -> dict[str, Any]:
     generation = obj["metadata"].get("generation", 0)
     before = (obj.get("status") or {}).get("conditions") or ()
-    owned = frozenset(condition.type for condition in said)
+    owned = drop | {condition.type for condition in said}
+    if not (obj.get("status") or {}).get("nodeName"):
+        owned |= {"Stalled"}  # no agent is there yet who could say it, or take it back
     patch: dict[str, Any] = {"conditions": merge(before, said, owned, generation, world.now)}
     if any(condition.type == "Ready" and condition.status != "Unknown" for condition in said):
         patch["observedGeneration"] = generation

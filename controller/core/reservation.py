@@ -9,7 +9,7 @@ from typing import Any
 
 from controller.core.capacity import cpu_request, memory_request
 from controller.core.desired import Hardware
-from controller.core.names import NODE_LABEL, UID_LABEL, reservation_name
+from controller.core.names import NODE_LABEL, SOURCE_LABEL, UID_LABEL, reservation_name
 from controller.core.ownership import Object
 
 _FOREVER = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
@@ -25,9 +25,16 @@ class PodSettings:
 
 
 def manifest(
-    obj: Object, hardware: Hardware, node: str | None, settings: PodSettings
+    obj: Object,
+    hardware: Hardware,
+    node: str | None,
+    settings: PodSettings,
+    source: str | None = None,
 ) -> dict[str, Any]:
-    """The Pod for ``obj``. ``node``: where it has to be, because its disk lies there."""
+    """The Pod for ``obj``. ``node``: where it has to be, because its disk lies there.
+
+    ``source``: UID of the Instance that a fork's first Pod was made for.
+    """
     meta, spec = obj["metadata"], obj.get("spec") or {}
     pod: dict[str, Any] = {
         "restartPolicy": "Always",
@@ -53,7 +60,11 @@ def manifest(
         "metadata": {
             "name": reservation_name(meta["name"], meta["uid"]),
             "namespace": meta["namespace"],
-            "labels": {UID_LABEL: meta["uid"], "app.kubernetes.io/managed-by": "torpor"},
+            "labels": {
+                UID_LABEL: meta["uid"],
+                "app.kubernetes.io/managed-by": "torpor",
+                **({SOURCE_LABEL: source} if source else {}),
+            },
             "ownerReferences": [
                 {
                     "apiVersion": obj["apiVersion"],

@@ -11,7 +11,7 @@ from controller.api.reasons import IMAGE, REASONS, TYPES
 
 CONTROLLER = Path(__file__).resolve().parents[3] / "controller"
 # the position of the reason in each call that makes one; they flow into Ready and its companions
-_WAITS = {"Waiting": 0, "_wait": 2}
+_WAITS = {"Waiting": 0, "_wait": 2, "NoSource": 0}
 
 
 def calls(*folders: str) -> Iterator[tuple[Path, ast.Call, str]]:

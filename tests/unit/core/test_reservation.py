@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from controller.core.capacity import memory_request
-from controller.core.names import NODE_LABEL, UID_LABEL
+from controller.core.names import NODE_LABEL, SOURCE_LABEL, UID_LABEL
 from controller.core.reservation import manifest
 from tests.clusterworld import POD_SETTINGS, an_instance
 from tests.values import HARDWARE, UID
@@ -43,6 +43,14 @@ def affinity(*alternatives: dict[str, Any]) -> dict[str, Any]:
 def test_pin_is_anded_into_every_alternative(given: Any, pinned: Any) -> None:
     assert terms(pod("n1", affinity=given)) == pinned
     assert terms(pod(nodeName="n1", affinity=given)) == pinned
+
+
+def test_first_pod_of_a_fork_names_the_source_it_was_made_for() -> None:
+    plain = pod("n1")["metadata"]["labels"]
+    assert SOURCE_LABEL not in plain
+    found = manifest(an_instance(), HARDWARE, "n1", POD_SETTINGS, "uid-web")
+    assert found["metadata"]["labels"] == plain | {SOURCE_LABEL: "uid-web"}
+    assert terms(found) == [{"matchFields": [PIN]}]
 
 
 def test_rest_of_the_affinity_is_passed_through() -> None:
