@@ -6,6 +6,7 @@ What does not live here: what one hollow VMM is (``hollow``).
 import asyncio
 import contextlib
 import json
+import os
 import resource
 import socket
 import struct
@@ -13,9 +14,11 @@ from pathlib import Path
 
 from controller.errors import Blocked, Retry
 from controller.host.process import Identity, Process, Sandbox, identity, spawn
+from controller.vmm import hollow_program
 from controller.vmm.birth import sockets
 from controller.vmm.driver import EventKind, Handle
-from controller.vmm.hollow import LINE_BYTES, PROGRAM, SECONDS, HollowDriver, system_python
+from controller.vmm.hollow import HollowDriver
+from controller.vmm.hollow_link import LINE_BYTES, SECONDS
 from controller.vmm.machine import Launch, Machine, socket_path
 
 SOCKET = "herd.sock"
@@ -25,7 +28,8 @@ class HollowHerd(HollowDriver):
     """All VMMs in one process, which holds their locks: for thousands. ``home``: its socket's.
 
     Their identity is the herd's, so ``kill`` is a command here, and the end of one VMM shows as the
-    end of its monitor. All run under the uid of the first.
+    end of its monitor. All run under the uid and the groups of the first. Of those that map one
+    image none can sleep: nobody could tell whose memory is whose (``save`` raises Blocked).
     """
 
     name = "hollow-herd"
@@ -65,13 +69,17 @@ class HollowHerd(HollowDriver):
             sock.connect(str(path))
             who: bytes = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
             return identity(int(struct.unpack("iII", who)[0]))
-        with sockets(self._home, (SOCKET,)) as (listener,), PROGRAM.open("rb") as program:
-            process = await spawn(
-                [system_python(), "-I", "-S", "-", "--herd", str(listener)],
-                sandbox=Sandbox(launch.uid, launch.gid, launch.groups, rlimits=_limits()),
-                pass_fds=(listener,),
-                stdin=program.fileno(),
-            )
+        with sockets(self._home, (SOCKET,)) as (listener,):
+            program = hollow_program.opened()
+            try:
+                process = await spawn(
+                    [hollow_program.python(), "-I", "-S", "-", "--herd", str(listener)],
+                    sandbox=Sandbox(launch.uid, launch.gid, launch.groups, rlimits=_limits()),
+                    pass_fds=(listener,),
+                    stdin=program,
+                )
+            finally:
+                os.close(program)
         who_started = process.identity
         process.leave()
         return who_started

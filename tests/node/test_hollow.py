@@ -118,7 +118,7 @@ async def test_ordered_faults_come_as_errors_and_pass(
 async def test_a_hanging_answer_is_a_timeout(
     rig: Rig, driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("controller.vmm.hollow.SECONDS", 0.2)
+    monkeypatch.setattr("controller.vmm.hollow_link.SECONDS", 0.2)
     vmm = await rig.start(driver, rig.run())
     order(rig, "resume=hang")
     with pytest.raises(Timeout):

@@ -12,7 +12,7 @@ import pytest
 from controller.errors import Blocked
 from controller.memory import image
 from controller.memory.manifest import Manifest
-from controller.memory.pages import PAGE, FileId, ProcessMemory
+from controller.memory.pages import PAGE
 from tests.node.lab import Lab, handle
 from tests.node.rigs import MIB, VMM_UID, Rig, Run
 from tests.node.testguest import Shell
@@ -116,9 +116,7 @@ async def lab(rig: Rig, slept: Slept) -> AsyncIterator[Lab]:
     try:
         yield made
     finally:
-        await rig.end()
-        for run in rig.runs:
-            await made.driver.release(run.machine.uid)
+        await made.end()
 
 
 async def test_a_guest_goes_on_counting_after_every_sleep(lab: Lab, slept: Slept) -> None:
@@ -142,21 +140,12 @@ async def test_what_a_woken_guest_finds_is_what_was_saved(lab: Lab, slept: Slept
     await counts_on(run, slept.count)
     await lab.driver.pause(handle(run))
     manifest = await lab.save(run, slept.manifest)
-    asleep = ram_of(lab, run, manifest)
+    asleep = lab.ram_of(run, manifest)
     await lab.driver.kill(handle(run))
 
-    twin = lab.rig.run(incoming=True, memory_image=lab.store.path(manifest.base))
-    await lab.rig.start(lab.driver, twin)
+    twin = await lab.start(incoming=True, memory_image=lab.store.path(manifest.base))
     lab.store.put_back(handle(twin).identity, manifest)
-    assert ram_of(lab, twin, manifest) == asleep
-
-
-def ram_of(lab: Lab, run: Run, manifest: Manifest) -> bytes:
-    """All guest RAM of a VMM that maps the base of ``manifest``."""
-    path = lab.store.path(manifest.base)
-    with ProcessMemory(handle(run).identity) as memory:
-        ram = memory.ram(FileId.of(path.stat()), run.machine.hardware.memory)
-        return os.pread(memory.mem, ram.size, ram.start)
+    assert lab.ram_of(twin, manifest) == asleep
 
 
 async def test_forks_of_one_sleep_go_each_their_own_way(lab: Lab, slept: Slept) -> None:
