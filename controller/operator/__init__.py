@@ -2,6 +2,6 @@
 
 It gives Instances what only the cluster can: a reservation in the scheduler's eyes, an id, a node
 and an epoch; and it says so when a node falls silent. What an Instance's VMM does is none of its
-business. ``app`` wires it, ``cluster`` is what it knows of the cluster, ``instances`` carries out
-what ``core.placement`` decides. Besides ``cli``, the only room that imports kopf.
+business. ``app`` wires it, ``known`` and ``cluster`` are what it knows of Instances and of the
+rest, ``instances`` carries out what ``core.placement`` decides. Besides ``cli``, the only room that imports kopf.
 """

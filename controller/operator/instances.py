@@ -6,7 +6,6 @@ write is refused, never doubled.
 """
 
 import logging
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from controller.core.placement import (
     WriteStatus,
 )
 from controller.core.reservation import PodSettings, manifest
+from controller.core.source import waits_for
 from controller.core.wish import hardware as settled
 from controller.errors import Retry
 from controller.host import failpoint
@@ -36,6 +36,7 @@ from controller.kube.events import EventRecorder
 from controller.kube.resources import INSTANCES, PODS
 from controller.operator.cluster import Cluster
 from controller.operator.defaults import hardware
+from controller.operator.known import Known, version
 from controller.settings import OperatorSettings
 
 log = logging.getLogger(__name__)
@@ -43,8 +44,7 @@ log = logging.getLogger(__name__)
 Object = dict[str, Any]
 REFUSED_RETRY_SECONDS = 30.0
 WATCH_DEAD_SECONDS = 90.0
-_UNREAD = ("managedFields", "annotations")  # most of an object's bytes, and users' to fill
-_WORD = 32  # characters: types, reasons and names are shorter, sentences and UIDs are not
+SOURCE_SOON_SECONDS = 1.0
 
 failpoint.register(
     *(
@@ -66,14 +66,14 @@ class Instances:
     new_id: Callable[[], str]
     leads: Callable[[], bool]
     look: Callable[[str], None]
-    known: dict[str, Object] = field(default_factory=dict)  # UID -> newest object, trimmed
+    known: Known = field(default_factory=Known)
     _unseen: dict[str, tuple[int, float]] = field(default_factory=dict)
     _told_silence: dict[str, str] = field(default_factory=dict)  # UID -> the Lease it was said of
 
     def watched(self, obj: Object) -> None:
         """The watch brought this object."""
         uid = obj["metadata"]["uid"]
-        if uid in self._unseen and _version(obj) >= self._unseen[uid][0]:
+        if uid in self._unseen and version(obj) >= self._unseen[uid][0]:
             del self._unseen[uid]
         self.saw(obj)
 
@@ -85,18 +85,22 @@ class Instances:
 
     def saw(self, obj: Object) -> None:
         """The newest object, from the watch or from a write of ours."""
-        uid = obj["metadata"]["uid"]
-        before = self.known.get(uid)
-        if before is None or _version(obj) > _version(before):
-            self.known[uid] = _trim(obj)
-            self.look(uid)
+        if self.known.put(obj):
+            self.look(obj["metadata"]["uid"])
+            self._look_at_forks_of(obj)
 
     def lost(self, uid: str) -> None:
         """The object is gone from the API server."""
-        self.known.pop(uid, None)
+        obj = self.known.drop(uid)
         self._unseen.pop(uid, None)
         self._told_silence.pop(uid, None)
         self.look(uid)
+        if obj is not None:
+            self._look_at_forks_of(obj)
+
+    def _look_at_forks_of(self, obj: Object) -> None:
+        for uid in self.known.forks_waiting_for(obj):
+            self.look(uid)
 
     def look_at_node(self, name: str) -> None:
         """Something changed about that node: look at all that live there."""
@@ -117,11 +121,23 @@ class Instances:
         if obj is None:
             await self._clean_up(uid)
             return None
+        if await self._source_is_on_its_way(obj):
+            return SOURCE_SOON_SECONDS
+        obj = self.known.get(uid, obj)  # newer, if it changed meanwhile
         world = self._world(obj)
         for action in placement.decide(obj, world):
             if not await self._do(obj, world, action):
                 return REFUSED_RETRY_SECONDS
         return None
+
+    async def _source_is_on_its_way(self, obj: Object) -> bool:
+        """Whether a fork's source exists, and only our watch has not brought it yet."""
+        name, namespace = waits_for(obj), obj["metadata"]["namespace"]
+        if name is None or self.known.named(namespace, name) is not None:
+            return False
+        found = await self.client.get(INSTANCES, name, namespace)
+        # It may be gone again by now, so nothing is taken from this answer but that it is to come.
+        return found is not None and self.known.named(namespace, name) is None
 
     async def _clean_up(self, uid: str) -> None:
         """Pods whose Instance our watch does not have: delete them if it truly is gone."""
@@ -138,20 +154,26 @@ class Instances:
             await self._delete_pod(pod["metadata"])
 
     def _world(self, obj: Object) -> World:
-        status = obj.get("status") or {}
+        status, namespace = obj.get("status") or {}, obj["metadata"]["namespace"]
+        name = waits_for(obj)
+        source = None if name is None else self.known.named(namespace, name)
         return World(
             pods=self.cluster.pods_of(obj["metadata"]["uid"]),
             node=self.cluster.node(status.get("nodeName")),
-            namespace_terminating=self.cluster.namespace_terminating(obj["metadata"]["namespace"]),
-            hardware=self._hardware(obj),
+            namespace_terminating=self.cluster.namespace_terminating(namespace),
+            hardware=self._hardware(obj, source),
+            source=source,
+            circle=() if name is None else self.known.circle(obj),
             now=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             silence_told=self._told_silence.get(obj["metadata"]["uid"])
             == self.cluster.renewed(status.get("nodeName")),
         )
 
-    def _hardware(self, obj: Object) -> Hardware:
-        frozen = settled((obj.get("status") or {}).get("resources"))
-        return frozen or hardware(obj["spec"], self.settings.defaults)
+    def _hardware(self, obj: Object, source: Object | None) -> Hardware:
+        for born in (obj, source or {}):
+            if frozen := settled((born.get("status") or {}).get("resources")):
+                return frozen
+        return hardware(obj["spec"], self.settings.defaults)
 
     async def _do(self, obj: Object, world: World, action: Action) -> bool:
         """Carry out one action. False: refused by the API server for good, try much later."""
@@ -168,8 +190,8 @@ class Instances:
             case DropFinalizer():
                 left = [f for f in obj["metadata"].get("finalizers", ()) if f != FINALIZER]
                 await self._patch_finalizers(obj, left)
-            case CreatePod(node=node):
-                return await self._create_pod(obj, world, node)
+            case CreatePod():
+                return await self._create_pod(obj, world, action)
             case DeletePod(name=name, uid=uid):
                 await self._delete_pod(
                     {"name": name, "uid": uid, "namespace": obj["metadata"]["namespace"]}
@@ -178,13 +200,13 @@ class Instances:
                 await self._write(obj, {**status, "id": self.new_id()} if assign else status)
         return True
 
-    async def _create_pod(self, obj: Object, world: World, node: str | None) -> bool:
+    async def _create_pod(self, obj: Object, world: World, asked: CreatePod) -> bool:
         settings = PodSettings(
             self.settings.reservation_image,
             self.settings.scheduler_name,
             self.settings.cpu_allocation_ratio,
         )
-        body = manifest(obj, world.hardware, node, settings)
+        body = manifest(obj, world.hardware, asked.node, settings, asked.source)
         try:
             pod = await self.client.create(PODS, body, obj["metadata"]["namespace"])
         except AlreadyExists:
@@ -237,7 +259,7 @@ class Instances:
                 subresource=subresource,
             )
         except NotFound:
-            self.known.pop(meta["uid"], None)
+            self.lost(meta["uid"])
             return
         except Conflict:
             await self._check_identity(meta)
@@ -247,7 +269,7 @@ class Instances:
         if subresource == "status":
             self._tell(obj, written)
             self._note_silence(obj, written)
-        self._unseen.setdefault(meta["uid"], (_version(written), time.monotonic()))
+        self._unseen.setdefault(meta["uid"], (version(written), time.monotonic()))
         self.saw(written)
 
     async def _check_identity(self, meta: Object) -> None:
@@ -270,21 +292,3 @@ class Instances:
             return
         kind = "Normal" if now.get("status") == "True" else "Warning"
         self.events.event(after, kind, str(now["reason"]), str(now.get("message")))
-
-
-def _version(obj: Object) -> int:
-    return int(obj["metadata"]["resourceVersion"])
-
-
-def _trim(obj: Object) -> Object:
-    metadata = {k: v for k, v in obj["metadata"].items() if k not in _UNREAD}
-    return dict(_shared({**obj, "metadata": metadata}))
-
-
-def _shared(value: Any) -> Any:
-    """Equal, with its keys and short words kept once for all objects: less than half the memory."""
-    if isinstance(value, dict):
-        return {sys.intern(key): _shared(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_shared(item) for item in value]
-    return sys.intern(value) if isinstance(value, str) and len(value) <= _WORD else value

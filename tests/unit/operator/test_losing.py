@@ -243,6 +243,6 @@ async def test_answer_that_comes_after_the_deletion_leaves_no_ghost(rig: Rig) ->
     obj = await rig.placed()
     await rig.settled()
     uid = obj["metadata"]["uid"]
-    rig.instances.known.pop(uid)  # the watch was faster than the answer
+    rig.instances.known.drop(uid)  # the watch was faster than the answer
     await rig.instances._write(rig.get(), {"message": "late"})
     assert uid not in rig.instances._unseen
