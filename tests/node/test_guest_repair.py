@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from controller.guest import configdisk
 from controller.guest.artifacts import COMMAND_LINE
 from controller.guest.channel import Channel
 from controller.guest.console import witnessed_exit
-from controller.guest.report import Reports, read_reports
+from controller.guest.report import GuestExit, Reports, read_reports
 from controller.guest.wire import Decoder, Frame, FrameType, Key, encode, pack
 from controller.memory.manifest import Manifest
 from controller.vmm.machine import Disk
@@ -42,12 +42,12 @@ WORKLOAD = r"""
 trap 'echo "<term>"; end=1' TERM
 n=0
 while :; do
-  n=$((n+1))
+  n=$((n+1)); clock=$EPOCHREALTIME
   head -c 1024 /dev/urandom > /dev/shm/drawn
   drawn=$(sha256sum < /dev/shm/drawn)
   read id < /etc/machine-id; read file < /etc/hostname; read name < /proc/sys/kernel/hostname
   hosts=$(tail -n 1 /etc/hosts)
-  echo "<$n $EPOCHREALTIME ${drawn%% *} $id $file $name ${hosts#127.0.1.1?}>"
+  echo "<$n $clock ${drawn%% *} $id $file $name ${hosts#127.0.1.1?}>"
   [ $name$full = full ] && { cat /dev/zero > /big; full=yes; echo "<$full>"; }
   [ $end$name = 1web ] || [ -z "$end" ] || exit 3
 done 2>/dev/null
@@ -85,25 +85,26 @@ class Listener:
             number, clock, drawn, *names = (part.decode() for part in found.groups())
             self.said.append(Said(int(number), float(clock), drawn, tuple(names), time.time()))
 
-    async def hear(self, condition: Callable[[], object]) -> None:
-        """Listen until ``condition()`` is true."""
-
-        def heard() -> object:
+    async def keep(self) -> None:
+        """Listen for ever, so that what is heard was said just now."""
+        while True:
             self.listen()
-            return condition()
-
-        await until(heard, 60)
+            await asyncio.sleep(0.002)
 
     async def line(self, number: int) -> Said:
         """The first line from this number on."""
-        await self.hear(lambda: self.said and self.said[-1].number >= number)
+        await until(lambda: self.said and self.said[-1].number >= number)
         return next(said for said in self.said if said.number >= number)
 
     async def fresh(self) -> Said:
-        """A line of which every word was found out after this call."""
-        self.listen()
-        last = self.said[-1].number if self.said else (await self.line(0)).number
-        return await self.line(last + 2)
+        """A line that was begun after this call, by a guest that has the right time."""
+        now = time.time()
+        await until(lambda: self.said and self.said[-1].clock >= now)
+        return self.said[-1]
+
+    def drawn(self, number: int) -> set[str]:
+        """What was drawn from this line on."""
+        return {said.drawn for said in self.said if said.number >= number}
 
     def reports(self, tmp_path: Path) -> Reports:
         """What the report port said in this run."""
@@ -111,10 +112,11 @@ class Listener:
         path.write_bytes(self.report)
         return read_reports(path)
 
-    def console_file(self, tmp_path: Path) -> Path:
+    def witness(self, nonce: str, tmp_path: Path) -> GuestExit | None:
+        """The end of the run with this nonce, as the console tells it."""
         path = tmp_path / f"console-{self.run.machine.uid}"
         path.write_bytes(self.console)
-        return path
+        return witnessed_exit(path, nonce)
 
 
 class Home:
@@ -177,10 +179,33 @@ class Slept:
     last: int  # the line that it was saying
     at: float
 
-    async def wake(self, lab: Lab) -> Listener:
-        """A copy of it, awake, and what it says."""
-        machine = self.home.machine(self.home.copy())
-        return Listener(await lab.wake(self.manifest, **machine))
+
+class Ward:
+    """Woken guests, each with somebody who listens."""
+
+    def __init__(self, lab: Lab, slept: Slept) -> None:
+        self.lab, self._slept = lab, slept
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def wake(self) -> Listener:
+        """A copy of the guest that is asleep."""
+        return await self.wake_with(self._slept.manifest, self._slept.home.copy())
+
+    async def wake_with(self, manifest: Manifest, overlay: Path) -> Listener:
+        """The guest of another snapshot, with its own disk."""
+        machine = self._slept.home.machine(overlay)
+        guest = Listener(await self.lab.wake(manifest, **machine))
+        self._tasks.append(asyncio.create_task(guest.keep()))
+        return guest
+
+    async def close(self) -> None:
+        """End them all."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.lab.rig.end()
+        for run in self.lab.rig.runs:
+            await self.lab.driver.release(run.machine.uid)
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +229,7 @@ def slept(rig: Rig) -> Slept:
         early = _early_request(run)
         await lab.driver.resume(handle(run))
         listener = Listener(run)
+        listening = asyncio.create_task(listener.keep())
         await listener.line(3)
         _answered(early)
         # Its generator starts anew now, so that it does not do so by itself right after the wake.
@@ -211,6 +237,7 @@ def slept(rig: Rig) -> Slept:
         await channel.reseed(SEED, 10)
         await channel.close()
         manifest = await lab.sleep(run)
+        listening.cancel()
         listener.listen()
         await lab.driver.release(run.machine.uid)
         return Slept(home, manifest, listener.said[-1].number, time.time())
@@ -240,14 +267,12 @@ def _answered(early: socket.socket) -> None:
 
 
 @pytest.fixture
-async def lab(rig: Rig, slept: Slept) -> AsyncIterator[Lab]:
-    made = Lab(rig)
+async def ward(rig: Rig, slept: Slept) -> AsyncIterator[Ward]:
+    made = Ward(Lab(rig), slept)
     try:
         yield made
     finally:
-        await rig.end()
-        for run in rig.runs:
-            await made.driver.release(run.machine.uid)
+        await made.close()
 
 
 async def _connect(run: Run) -> Channel:
@@ -255,10 +280,10 @@ async def _connect(run: Run) -> Channel:
 
 
 async def test_wakes_of_one_snapshot_are_the_same_guest_until_they_are_repaired(
-    lab: Lab, slept: Slept, tmp_path: Path
+    ward: Ward, slept: Slept, tmp_path: Path
 ) -> None:
     await until(lambda: time.time() > slept.at + GAP)
-    pair = [await slept.wake(lab) for _ in range(2)]
+    pair = [await ward.wake() for _ in range(2)]
     before = [await guest.line(slept.last + 2) for guest in pair]
     assert before[0].number == before[1].number
     assert before[0].drawn == before[1].drawn, "1 KiB of /dev/urandom"
@@ -275,7 +300,9 @@ async def test_wakes_of_one_snapshot_are_the_same_guest_until_they_are_repaired(
         assert (await channel.info(10)).nonce == channel.nonce == f"run-{number}"
         await channel.close()
     after = [await guest.fresh() for guest in pair]
-    assert after[0].drawn != after[1].drawn
+    for guest, said in zip(pair, after, strict=True):
+        await guest.line(said.number + 4)
+    assert not pair[0].drawn(after[0].number) & pair[1].drawn(after[1].number)
     for number, said in enumerate(after):
         assert abs(said.clock - said.heard) < 1
         name = f"fork-{number}"
@@ -288,12 +315,12 @@ async def _ends_as(guest: Listener, nonce: str, tmp_path: Path) -> None:
     """It stops when it is asked, and both witnesses of its run are whole."""
     channel = await _connect(guest.run)
     await channel.shutdown(20)
-    await guest.hear(lambda: b"torpor-exit" in guest.console and guest.reports(tmp_path).exit)
+    await until(lambda: guest.witness(nonce, tmp_path) and guest.reports(tmp_path).exit)
     await channel.close()
-    seen = witnessed_exit(guest.console_file(tmp_path), nonce)
+    seen = guest.witness(nonce, tmp_path)
     assert seen is not None
     assert seen.code == 3
-    assert witnessed_exit(guest.console_file(tmp_path), "first") is None
+    assert guest.witness("first", tmp_path) is None
     reports = guest.reports(tmp_path)
     assert reports.booted is not None
     assert reports.started is not None
@@ -303,20 +330,19 @@ async def _ends_as(guest: Listener, nonce: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unread", [0, 8])
 async def test_channel_survives_a_sleep_in_the_middle_of_frames(
-    lab: Lab, slept: Slept, unread: int
+    ward: Ward, slept: Slept, unread: int
 ) -> None:
     """A request is cut by the sleep; with ``unread``, so are replies that nobody took."""
-    guest = await slept.wake(lab)
+    guest = await ward.wake()
     whole = encode(Frame(FrameType.PING, 1, b"x" * 60_000))
     with socket.socket(socket.AF_UNIX) as rude:
         rude.connect(str(guest.run.channel))
         rude.settimeout(2)
         sent = _send(rude, whole * unread + whole[:30_000])
         assert unread or sent == 30_000
-        await guest.fresh()  # it has had the time to take what it can
-        manifest = await lab.sleep(guest.run, slept.manifest)
-    overlay = guest.run.machine.disks[1].path
-    woken = Listener(await lab.wake(manifest, **slept.home.machine(overlay)))
+        await guest.line(slept.last + 4)  # it has had the time to take what it can
+        manifest = await ward.lab.sleep(guest.run, slept.manifest)
+    woken = await ward.wake_with(manifest, guest.run.machine.disks[1].path)
     channel = await _connect(woken.run)
     await channel.step_clock(time.time_ns(), 10)
     await channel.identify("again", OTHER_ID, "again", 10)
@@ -337,26 +363,27 @@ def _send(rude: socket.socket, data: bytes) -> int:
     return sent
 
 
-async def test_a_guest_that_ends_is_still_repaired(lab: Lab, slept: Slept, tmp_path: Path) -> None:
-    guest = await slept.wake(lab)
+async def test_a_guest_that_ends_is_still_repaired(ward: Ward, tmp_path: Path) -> None:
+    guest = await ward.wake()
     channel = await _connect(guest.run)
     await channel.shutdown(60)
-    await guest.hear(lambda: b"<term>" in guest.log)
+    await until(lambda: b"<term>" in guest.log)
     await channel.step_clock(time.time_ns(), 10)
     await channel.reseed(SEED, 10)
     said = await guest.fresh()
     assert abs(said.clock - said.heard) < 1
     await channel.identify("other", OTHER_ID, "late", 10)
-    await guest.hear(lambda: b"torpor-exit" in guest.console)
-    assert witnessed_exit(guest.console_file(tmp_path), "late") is not None
+    await until(lambda: guest.witness("late", tmp_path))
+    assert guest.witness("first", tmp_path) is None
     await channel.close()
 
 
-async def test_an_effect_that_fails_is_not_acknowledged(lab: Lab, slept: Slept) -> None:
-    guest = await slept.wake(lab)
+async def test_an_effect_that_fails_is_not_acknowledged(ward: Ward) -> None:
+    guest = await ward.wake()
     channel = await _connect(guest.run)
+    await channel.step_clock(time.time_ns(), 10)
     await channel.identify("full", ID, "first", 10)
-    await guest.hear(lambda: b"<yes>" in guest.log)
+    await until(lambda: b"<yes>" in guest.log)
     for _ in range(2):
         with pytest.raises(Retry, match="No space left") as caught:
             await channel.identify("new", OTHER_ID, "new", 10)
@@ -369,11 +396,10 @@ async def test_an_effect_that_fails_is_not_acknowledged(lab: Lab, slept: Slept) 
     await channel.close()
 
 
-async def test_requests_that_make_no_sense_are_refused_and_change_nothing(
-    lab: Lab, slept: Slept
-) -> None:
-    guest = await slept.wake(lab)
+async def test_requests_that_make_no_sense_are_refused_and_change_nothing(ward: Ward) -> None:
+    guest = await ward.wake()
     channel = await _connect(guest.run)
+    await channel.step_clock(time.time_ns(), 10)
     token = (Key.TOKEN, b"t" * 16)
     calls: list[tuple[int, list[tuple[int, bytes | int]]]] = [
         (FrameType.TIME, [(Key.WALL, 1)]),
@@ -391,6 +417,6 @@ async def test_requests_that_make_no_sense_are_refused_and_change_nothing(
     with pytest.raises(Retry, match="too old"):
         await channel._call(FrameType.REPORT, b"", 10)
     said = await guest.fresh()
-    assert said.clock < said.heard
+    assert abs(said.clock - said.heard) < 1
     assert said.names == (ID, "web", "web", "web")
     await channel.close()
