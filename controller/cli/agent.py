@@ -20,6 +20,7 @@ SOCKET = "agent.sock"
 ANSWER_SECONDS = 10.0
 IDLE_SECONDS = 2.0  # after this much silence: does the Instance still exist?
 ERROR_BYTES = 4096
+VERIFY_SECONDS = 3600.0  # at a gibibyte a second, more memory than an Instance may have
 
 
 class Away(Retry):
@@ -32,6 +33,23 @@ class NotHere(TorporError):
     """The agent has nothing of that Instance (any more)."""
 
     default_reason = "NotHere"
+
+
+@dataclass(frozen=True)
+class CheckedFile:
+    """One file of a snapshot: what it is for, its length in bytes, its digest."""
+
+    role: str
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What became of reading a whole snapshot: ``problems`` in sentences, none when it is whole."""
+
+    problems: tuple[str, ...]
+    files: tuple[CheckedFile, ...]
 
 
 @dataclass(frozen=True)
@@ -64,6 +82,12 @@ class Agent:
                     raise Away(f"the agent at {self.socket} ended the stream")
                 yield block
 
+    async def verify(self, uid: str) -> Verified:
+        """Have every file of the Instance's snapshot read. Raises Away, NotHere, Rejected."""
+        async with self._get("verify", {"uid": uid}, VERIFY_SECONDS) as response:
+            body = await response.read()
+        return _verified(body)
+
     @asynccontextmanager
     async def _ask(
         self, uid: str, source: str, tail: int | None, *, follow: bool
@@ -72,14 +96,20 @@ class Agent:
         query |= {"tail": str(tail)} if tail is not None else {}
         query |= {"follow": "1"} if follow else {}
         # a stream that is followed may be silent for days
-        silence = None if follow else ANSWER_SECONDS
+        async with self._get("logs", query, None if follow else ANSWER_SECONDS) as response:
+            yield response
+
+    @asynccontextmanager
+    async def _get(
+        self, path: str, query: dict[str, str], silence: float | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=ANSWER_SECONDS, sock_read=silence)
         try:
             async with (
                 aiohttp.ClientSession(
                     connector=aiohttp.UnixConnector(str(self.socket)), timeout=timeout
                 ) as session,
-                session.get("http://agent/logs", params=query) as response,
+                session.get(f"http://agent/{path}", params=query) as response,
             ):
                 if response.status != 200:
                     raise _refusal(response.status, await response.content.read(ERROR_BYTES))
@@ -98,6 +128,20 @@ class Agent:
             f"the node agent does not answer on {self.socket} ({why}); is it running? "
             "torpor status shows a local cluster's; guests run on without it"
         )
+
+
+def _verified(body: bytes) -> Verified:
+    try:
+        said = json.loads(body)
+        files = tuple(
+            CheckedFile(str(file["role"]), int(file["bytes"]), str(file["digest"]))
+            for file in said["files"]
+        )
+        return Verified(tuple(map(str, said["problems"])), files)
+    except (ValueError, KeyError, TypeError) as err:
+        raise TorporError(
+            f"the node agent's answer cannot be read ({err!r}); is it of another release?"
+        ) from err
 
 
 def _refusal(status: int, body: bytes) -> TorporError:

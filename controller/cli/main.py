@@ -31,6 +31,8 @@ COMMANDS: dict[str, Entry] = {
     "down": Entry("cluster", "down", "Stop the local cluster."),
     "demo": Entry("demo", "demo", "Show an Instance living, from Pending to deleted."),
     "get": Entry("get", "get", "Show Instances by name, id or the beginning of an id."),
+    "tree": Entry("tree", "tree", "Print an Instance's family: what was forked from what."),
+    "verify": Entry("verify", "verify", "Check the files that an Instance sleeps in."),
     "logs": Entry("logs", "logs", "Print what an Instance's workload, console or VMM wrote."),
     "plan": Entry("plan", "plan", "Print the plan for an Instance, offline."),
     "doctor": Entry("doctor", "doctor", "Say what this host can do, and the remedy for the rest."),

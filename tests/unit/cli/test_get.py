@@ -1,9 +1,6 @@
 """``torpor get``: which Instance a word means, what is printed, how it fails."""
 
-import asyncio
 import json
-import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,6 @@ from controller.cli import columns, lookup
 from controller.cli.errors import exit_code
 from controller.cli.get import get
 from controller.errors import TorporError, Unreachable
-from tests.fake_apiserver import FakeApiServer
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 WEB_ID, DB_ID = "abc0" + 20 * "1", "abc1" + 20 * "2"
@@ -117,20 +113,9 @@ def test_an_empty_cell_keeps_its_place():
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Path]:
-    """The kubeconfig of a fake API server that holds WEB and DB, served from its own thread."""
-    server, loop = FakeApiServer(), asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    asyncio.run_coroutine_threadsafe(server.start(), loop).result(10)
-    for each in (WEB, DB):
-        kept = each | {"metadata": each["metadata"] | {"resourceVersion": "1", "uid": "u"}}
-        server.objects.setdefault("instances", {})["team", each["metadata"]["name"]] = kept
-    yield server.kubeconfig(tmp_path / "kubeconfig")
-    asyncio.run_coroutine_threadsafe(server.stop(), loop).result(10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
-    loop.close()
+def cluster(cluster_of) -> Path:
+    """The kubeconfig of a fake API server that holds WEB and DB."""
+    return cluster_of(WEB, DB)
 
 
 def run(config: Path, *args: str) -> Result:
