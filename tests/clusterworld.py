@@ -21,14 +21,14 @@ from controller.core.steps import DropFinalizer, Plan
 from controller.node import report
 from controller.node.worker import MAX_STEPS, PROGRESS_AFTER, PROGRESS_EVERY, UNDER_WAY
 from tests.values import HARDWARE, RULES, UID
-from tests.world import Refused, Stopped, World, breathe, effects, look
+from tests.world import Refused, Stopped, World, ageless, breathe, effects, look
 
 Object = dict[str, Any]
 NODE = "n1"
 POD_SETTINGS = PodSettings("pause:1", "default-scheduler", 10.0)
 AGENT_KEYS = frozenset(
     {"observedGeneration", "state", "stateError", "conditions", "plan", "startedAt", "stoppedAt",
-     "exit", "hypervisor", "image", "kernel"}
+     "exit", "hypervisor", "image", "kernel", "snapshot", "lineage"}
 )  # fmt: skip
 ROUNDS = 80
 
@@ -296,7 +296,11 @@ class Cluster:
         return min(times) if times else None
 
     def _picture(self) -> tuple[Any, ...]:
-        return copy.deepcopy(self.obj), copy.deepcopy(self.pods), replace(self.host, now=0.0)
+        return (
+            copy.deepcopy(self.obj),
+            copy.deepcopy(self.pods),
+            ageless(replace(self.host, now=0.0)),
+        )
 
     def ready(self) -> tuple[str, str]:
         """Status and reason of Ready, which must speak of the newest generation."""

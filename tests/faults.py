@@ -10,7 +10,7 @@ from controller.core.observed import ABSENT, Ending, Exit, ImageFailed, ImageRea
 from controller.core.state import State
 from tests.world import DIED, Mind, Temper, World, hear, shut_down
 
-FACTS = ("record", "lock", "vmm", "guest", "image", "kernel", "overlay")
+FACTS = ("record", "lock", "vmm", "guest", "image", "kernel", "overlay", "snapshot")
 REBOOTED = Exit(None, "the guest rebooted", reboot=True)
 HOST_REBOOTED = Exit(None, "the host was rebooted", reboot=True)
 
@@ -19,6 +19,8 @@ def _ends(world: World, truth: Exit) -> World:
     """Note for the model how the open run ended, unless it had ended or was told to."""
     record = world.record
     if record is None or not record.boot_ordered or world.ended or world.vmm is None:
+        return world
+    if world.kept is not None:  # its memory is safe
         return world
     if world.vmm.state is State.SHUTDOWN:  # it ended because it was told to
         return world
@@ -53,6 +55,9 @@ def host_reboots(world: World) -> World:
     if world.ended and not witnessed:  # nobody can tell any more that it had ended before
         world = replace(world, ended=HOST_REBOOTED)
     if record := world.record:
+        if record.waking or world.kept is not None:  # nothing has run that was not saved
+            record = replace(record, retry_at=None, stop_ordered_at=None)
+            return replace(world, record=record, now=20.0)
         record = replace(record, run_began_at=None, retry_at=None, stop_ordered_at=None)
         world = replace(world, record=replace(record, rebooted=record.boot_ordered))
     return replace(world, now=20.0)
@@ -106,7 +111,8 @@ def resumed_behind_us(world: World) -> World:
     """Somebody typed cont."""
     if world.vmm is None or world.vmm.state is not State.PAUSED:
         return world
-    return replace(world, vmm=replace(world.vmm, state=State.RUNNING, storage_full=False))
+    going = replace(world.vmm, state=State.RUNNING, storage_full=False)
+    return replace(world, vmm=going, age=max(world.age, going.age))
 
 
 def disk_fills(world: World) -> World:
@@ -144,6 +150,16 @@ def kernel_changes(world: World) -> World:
     return replace(world, kernel="6.2")
 
 
+def no_space(world: World) -> World:
+    """A snapshot finds no room."""
+    return replace(world, full=True)
+
+
+def channel_is_deaf(world: World) -> World:
+    """The guest does not answer on its channel."""
+    return replace(world, deaf_channel=True)
+
+
 def goes_blind(fact: str) -> Callable[[World], World]:
     """From now on this fact cannot be looked at."""
 
@@ -156,12 +172,14 @@ def goes_blind(fact: str) -> Callable[[World], World]:
 
 def heal(world: World) -> World:
     """Every fault that lasts is over; what has happened stays."""
-    return replace(world, blind=frozenset(), temper=Temper.OBEYS)
+    calm = replace(world, blind=frozenset(), temper=Temper.OBEYS)
+    return replace(calm, full=False, deaf_channel=False)
 
 
 FAULTS: tuple[Callable[[World], World], ...] = (
     agent_dies, vmm_dies, host_reboots, workload_exits, workload_succeeds,
     workload_exits_and_hangs, guest_reboots, guest_panics, paused_behind_us, resumed_behind_us,
     disk_fills, guest_turns_deaf, guest_turns_silent, image_goes, pull_fails, kernel_changes,
+    no_space, channel_is_deaf,
     *map(goes_blind, FACTS),
 )  # fmt: skip

@@ -6,14 +6,14 @@ from typing import Any
 from controller.core.backoff import Backoff
 from controller.core.desired import Desired, Hardware, Mode, Permit, Workload
 from controller.core.observed import ABSENT, Guest, ImageReady, Lock, Observed, Recorded, Vmm
-from controller.core.plan import Rules
+from controller.core.rules import Rules
 from controller.core.state import State
-from controller.vmm.driver import BOOT_EDGES
+from controller.vmm.driver import BOOT_EDGES, SNAPSHOT_EDGES
 
 UID = "6f1b9a2e-0c5d-4f7a-9a43-2b8f0e6d1c11"
 DIGEST = "sha256:" + "a" * 64
 HARDWARE = Hardware("qemu", 2, 2**30, 10 * 2**30)
-RULES = Rules(BOOT_EDGES, Backoff(), boot_deadline=120.0)
+RULES = Rules(BOOT_EDGES | SNAPSHOT_EDGES, Backoff(), boot_deadline=120.0)
 
 
 def a_wish(mode: Mode = Mode.RUNNING, **changes: Any) -> Desired:

@@ -27,11 +27,13 @@ from controller.core.observed import (
     Lock,
     Observed,
     Recorded,
+    Source,
     Unknown,
     Vmm,
 )
 from controller.core.state import State
 from tests.values import DIGEST, a_record, a_vmm
+from tests.world_memory import MEMORY, SNAPSHOT, resumes, start_waking
 
 DIED = Exit(None, "the VMM died")
 
@@ -53,6 +55,8 @@ class Live:
     storage_full: bool = False
     asked: bool = False  # the guest heard that it is to shut down
     pressed: bool = False  # the button was pressed while it was paused
+    age: int = 0  # how far the guest has come, which only its memory knows
+    waits: bool = False  # for a memory that lies on disk
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,11 @@ class World:
     ended: Exit | None = None  # how the open run truly ended by itself
     held: bool = False  # restartPolicy left it so, and Stopped was not asked for since
     given_back: frozenset[str] = field(default_factory=frozenset)
+    kept: int | None = None  # the age of the memory in the committed snapshot; None: there is none
+    age: int = 0  # how far the guest had come when it last ran, as its disk shows
+    full: bool = False  # no space for a snapshot
+    deaf_channel: bool = False  # the guest does not answer on its channel
+    source: Source | Absent = ABSENT
 
 
 class Refused(Exception):
@@ -102,7 +111,9 @@ def look(world: World, wish: Desired) -> Observed:
     kernel = _or_unknown(world, "kernel", world.kernel)
     if "record" in world.blind or world.record is None:
         record = _or_unknown(world, "record", ABSENT)
-        return Observed(record, lock, ABSENT, ABSENT, image, kernel, overlay=False)
+        return Observed(
+            record, lock, ABSENT, ABSENT, image, kernel, overlay=False, source=world.source
+        )
     return Observed(
         record=world.record,
         lock=lock,
@@ -111,8 +122,17 @@ def look(world: World, wish: Desired) -> Observed:
         image=image,
         kernel=kernel,
         overlay=_or_unknown(world, "overlay", world.overlay),
+        snapshot=_or_unknown(world, "snapshot", ABSENT if world.kept is None else SNAPSHOT),
         stopping=world.mind.stopping,
+        source=world.source,
     )
+
+
+def ageless(world: World) -> World:
+    """The same with ages counted from the disk's: how far a guest came is no change to wait for."""
+    vmm = replace(world.vmm, age=world.vmm.age - world.age) if world.vmm else None
+    kept = None if world.kept is None else world.kept - world.age
+    return replace(world, vmm=vmm, kept=kept, age=0)
 
 
 def _or_unknown(world: World, fact: str, value: Any) -> Any:
@@ -126,7 +146,9 @@ def _vmm(world: World) -> Vmm:
 
 
 def _guest(world: World) -> Guest:
-    return replace(world.guest, unheard=world.last_words is not None)
+    record = _rec(world)
+    started = world.guest.started or record.waking or record.woken
+    return replace(world.guest, started=started, unheard=world.last_words is not None)
 
 
 def _image(world: World, wish: Desired) -> ImageFact:
@@ -154,6 +176,9 @@ def breathe(world: World, seconds: float = 1.0) -> World:
         return replace(world, vmm=replace(live, storage_full=False))
     if live.state is not State.RUNNING:
         return world
+    if seconds:
+        world = replace(world, vmm=replace(live, age=live.age + 1), age=live.age + 1)
+        live = replace(live, age=live.age + 1)
     if live.asked and world.temper is not Temper.DEAF:
         return shut_down(world, Ending.POWERED_OFF, Exit(143, "killed by signal 15"))
     if not world.guest.started and world.guest.exit is None and world.temper is not Temper.SILENT:
@@ -205,6 +230,8 @@ def _no_vmm(world: World, step: s.Step) -> None:
 def _create_record(world: World, wish: Desired, step: s.Step) -> tuple[World, ...]:
     assert world.record is None, "a record is overwritten"
     record = a_record(epoch=wish.epoch, provisioned=False, image_digest=wish.pinned)
+    if wish.fork is not None:
+        record = replace(record, image_digest=DIGEST)
     return (replace(world, record=record),)
 
 
@@ -238,6 +265,7 @@ def _pin_image(world: World, wish: Desired, step: s.Step) -> tuple[World, ...]:
 def _prepare_run(world: World, wish: Desired, step: s.Step) -> tuple[World, ...]:
     _no_vmm(world, step)
     assert not _rec(world).run_open, "a run is prepared while another is open"
+    assert world.kept is None, "a cold boot over a committed snapshot"
     if not isinstance(world.store, ImageReady) or isinstance(world.kernel, Absent):
         raise Refused
     record = _rec(world)
@@ -246,7 +274,8 @@ def _prepare_run(world: World, wish: Desired, step: s.Step) -> tuple[World, ...]
             world, run=record.run + 1, run_open=True, run_prepared=False, boot_ordered=False,
             vmm_noted=False, run_began_at=None, rebooted=False, exit_noted=False,
             stop_ordered=False,
-            stop_ordered_at=None, workload=wish.workload, kernel_version=world.kernel,
+            stop_ordered_at=None, waking=False, woken=False, repaired=False, saving=False,
+            workload=wish.workload, kernel_version=world.kernel,
             kernel_digest="d",
         ),
         guest=Guest(),
@@ -265,9 +294,12 @@ def _start_vmm(world: World, wish: Desired, step: s.Step) -> tuple[World, ...]:
     assert world.overlay, "a start without its disk"
     starting = _save(world, run_prepared=False)
     record = _rec(world)
-    if (record.epoch, record.run) not in world.run_dirs or record.kernel_version != world.kernel:
+    other_kernel = record.kernel_version != world.kernel and not record.waking
+    if (record.epoch, record.run) not in world.run_dirs or other_kernel:
         raise Stopped(starting)  # the host was rebooted, or the kernel changed, in between
-    spawned = replace(starting, vmm=Live())
+    if record.waking:
+        start_waking(world, wish)
+    spawned = replace(starting, vmm=Live(age=world.age, waits=record.waking))
     return (starting, spawned, _save(spawned, vmm_noted=True))
 
 
@@ -286,6 +318,8 @@ def _order_boot(world: World, wish: Desired, step: s.Step) -> tuple[World, ...]:
 def _resume_vmm(world: World, wish: Desired, step: s.Step) -> tuple[World, ...]:
     live = _live(world, State.CREATED, State.PAUSED, State.RUNNING)
     assert _rec(world).vmm_noted, "a VMM runs that the record does not name"
+    if live.state is not State.RUNNING:
+        resumes(world)
     going = replace(live, state=State.RUNNING, asked=live.asked or live.pressed, pressed=False)
     return (replace(world, vmm=going),)
 
@@ -346,14 +380,15 @@ def _close_run(world: World, wish: Desired, step: s.Step) -> tuple[World, ...]:
     closed = _save(
         cleared, run_open=False, run_prepared=False, boot_ordered=False, run_began_at=None,
         vmm_noted=True, rebooted=False, exit_noted=False, stop_ordered=False,
-        stop_ordered_at=None, stopped_at="t",
+        stop_ordered_at=None, stopped_at="t", waking=False, woken=False, repaired=False,
+        saving=False,
     )  # fmt: skip
     return (cleared, replace(closed, ended=None))
 
 
 def truthful(world: World, record: Recorded) -> None:
     """The record tells of the run's end what truly happened."""
-    if not record.boot_ordered or record.tombstone:
+    if not record.boot_ordered or record.tombstone or world.kept is not None:
         return
     truth = world.ended
     if record.stop_ordered and not record.exit_noted:
@@ -392,7 +427,7 @@ def _write_tombstone(world: World, wish: Desired, step: s.Step) -> tuple[World, 
 def _destroy_disks(world: World, wish: Desired, step: s.Step) -> tuple[World, ...]:
     _no_vmm(world, step)
     assert _rec(world).tombstone, "disks are destroyed without a tombstone"
-    gone = replace(world, overlay=False)
+    gone = replace(world, overlay=False, kept=None)
     return (gone, _save(gone, provisioned=False))
 
 
@@ -400,7 +435,7 @@ def _remove_record(world: World, wish: Desired, step: s.Step) -> tuple[World, ..
     _no_vmm(world, step)
     assert _rec(world).tombstone, "a record is removed without a tombstone"
     assert not _rec(world).run_open or not world.run_dirs
-    return (replace(world, record=None, overlay=False, mind=Mind()),)
+    return (replace(world, record=None, overlay=False, kept=None, mind=Mind()),)
 
 
 def _drop_finalizer(world: World, wish: Desired, step: s.Step) -> tuple[World, ...]:
@@ -415,6 +450,7 @@ def _drop_finalizer(world: World, wish: Desired, step: s.Step) -> tuple[World, .
 _DO: dict[type[s.Step], Callable[[World, Desired, s.Step], tuple[World, ...]]] = {
     s.CreateRecord: _create_record,
     s.CreateOverlay: _create_overlay,
+    **MEMORY,
     s.FinishProvision: _finish_provision,
     s.FetchImage: _fetch_image,
     s.PinImage: _pin_image,

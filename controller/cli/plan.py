@@ -17,8 +17,8 @@ from controller.cli import seen as forms
 from controller.core import invariants, placement, wish
 from controller.core.backoff import Backoff
 from controller.core.desired import Desired
-from controller.core.plan import Rules
 from controller.core.plan import plan as make_plan
+from controller.core.rules import Rules
 from controller.core.steps import Plan, Step
 from controller.errors import Rejected
 from controller.kube.resources import INSTANCES, Object

@@ -13,7 +13,9 @@ One object, keys as the fields of ``core.observed.Observed`` in camelCase. Every
               {failed: {reason, message, stalled, retryAt}}
     kernel    the version of the guest kernel that a boot would take
     overlay   true, false or unknown: its writable disk is there                   default false
-    snapshot  true, false or unknown: it has a committed snapshot                  default false
+    snapshot  {takenAt, baseBytes, deltaBytes, stateBytes, hypervisor, reason, problem}: a committed
+              one; {} is enough
+    source    {name, state, started, ending, memory}: what a fork is to be made from
     stopping  true, false: the guest was told to shut down                         default false
 
 A fact that is left out is absent. ``example`` is a whole one. What does not live here: what follows
@@ -41,6 +43,8 @@ from controller.core.observed import (
     Lock,
     Observed,
     Recorded,
+    Snapshot,
+    Source,
     Unknown,
     Vmm,
 )
@@ -74,7 +78,8 @@ def parse(document: Any, desired: Desired) -> tuple[Observed, float]:
         image=_image(facts.get("image", "absent")),
         kernel=_kernel(facts.get("kernel", "absent")),
         overlay=_truth(facts, "overlay"),
-        snapshot=_truth(facts, "snapshot"),
+        snapshot=_fact(Snapshot, facts, "snapshot", _SNAPSHOT),
+        source=_fact(Source, facts, "source"),
         stopping=_value(bool, facts.get("stopping", False), "stopping"),
     )
     return seen, _value(float, facts.get("now", 0.0), "now")
@@ -198,6 +203,11 @@ def _known(fields: Mapping[str, Any], names: set[str], key: str) -> None:
         if name not in names:
             known = ", ".join(sorted(map(to_camel, names)))
             raise Rejected(f"seen: {key} has no {to_camel(name)!r}; it has: {known}")
+
+
+_SNAPSHOT = dict.fromkeys(("taken_at", "hypervisor"), "") | dict.fromkeys(
+    ("base_bytes", "delta_bytes", "state_bytes"), 0
+)
 
 
 def _mapping(given: Any, key: str) -> dict[str, Any]:

@@ -12,6 +12,16 @@ VMM_OVERHEAD = {"qemu": 128 * MIB}
 DEFAULT_OVERHEAD = 128 * MIB
 
 
+def rounded(number: int) -> str:
+    """Bytes as a quantity of three figures, for people: 3.9Mi, 181Mi, 512."""
+    size = float(number)
+    for unit in ("", "Ki", "Mi", "Gi", "Ti"):
+        if size < 1000 or unit == "Ti":
+            break
+        size /= 1024
+    return f"{size:.1f}{unit}" if unit and size < 10 else f"{size:.0f}{unit}"
+
+
 def memory_request(hardware: Hardware) -> int:
     """Bytes to reserve: guest RAM and what its VMM takes beside it."""
     return hardware.memory + VMM_OVERHEAD.get(hardware.hypervisor, DEFAULT_OVERHEAD)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from controller.core.desired import Desired, Mode, Permit
-from controller.core.down import why_unknown
 from controller.core.observed import Guest, Observed, Recorded, Vmm
 from controller.core.ownership import AGENTS, OPERATORS
 from controller.core.state import State
 from controller.core.steps import Plan
+from controller.core.waiting import why_unknown
 
 MESSAGE_LIMIT = 1024  # of a condition's message, in characters; the API allows 32768
 
@@ -94,6 +94,8 @@ def merge(
     return sorted(after.values(), key=lambda entry: (entry["type"] != "Ready", entry["type"]))
 
 
+_DOWN = {State.STOPPED: "stopped", State.STANDBY: "asleep"}
+
 AGENT_OWNED = AGENTS | {"Ready"}
 
 
@@ -111,10 +113,13 @@ def _ready(desired: Desired, seen: Observed, plan: Plan, failure: Failure | None
 
 
 def _arrived(desired: Desired, seen: Observed, plan: Plan) -> Condition:
-    if desired.permit is Permit.EVICTING and desired.mode is not Mode.STOPPED:
-        return Condition("Ready", "False", "Evicted", f"stopped: {plan.because}")
-    if desired.draining and desired.mode is not Mode.STOPPED:
-        return Condition("Ready", "False", "NodeStopping", f"stopped: {plan.because}")
+    leaving = desired.permit in (Permit.EVICTING, Permit.ENDING)
+    if leaving and desired.mode is not Mode.STOPPED and plan.origin.value != desired.mode.value:
+        return Condition("Ready", "False", "Evicted", f"{_DOWN[plan.origin]}: {plan.because}")
+    asked = desired.mode.value in (plan.origin.value, State.STOPPED.value)
+    if desired.draining and not asked:
+        message = f"{_DOWN[plan.origin]}: {plan.because}"
+        return Condition("Ready", "False", "NodeStopping", message)
     sentence = {
         State.RUNNING: "the guest says that its workload runs",
         State.PAUSED: "the guest's virtual CPUs are stopped",
@@ -140,13 +145,14 @@ def _held(desired: Desired, seen: Observed) -> bool:
 def _ended(record: Recorded) -> tuple[str, str]:
     if record.exit is None:
         return "Failed", "it ended"
-    reason = "Failed" if record.exit.failed else "Completed"
+    reason = record.exit.reason or ("Failed" if record.exit.failed else "Completed")
     return reason, f"{record.exit.message}; set operatingMode Stopped, then Running, to run again"
 
 
 def _restart_required(desired: Desired, seen: Observed, record: Recorded) -> bool:
     lives = isinstance(seen.vmm, Vmm) and isinstance(seen.guest, Guest)
-    return lives and record.workload is not None and record.workload != desired.workload
+    boots_with = desired.workload.over(record.inherited)
+    return lives and record.workload is not None and record.workload != boots_with
 
 
 def state_error(seen: Observed) -> str | None:

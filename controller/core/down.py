@@ -8,10 +8,18 @@ does not live here: when to stop (``plan``), and what an exit means (``exits``).
 
 from dataclasses import replace
 
-from controller.core import exits
+from controller.core import exits, sleep
 from controller.core.backoff import Backoff
 from controller.core.desired import Desired
-from controller.core.observed import Absent, Guest, Lock, Observed, Recorded, Unknown
+from controller.core.observed import (
+    Absent,
+    Guest,
+    Lock,
+    Observed,
+    Recorded,
+    Snapshot,
+    Unknown,
+)
 from controller.core.state import State
 from controller.core.steps import (
     CloseRun,
@@ -28,11 +36,10 @@ from controller.core.steps import (
     Waiting,
     WriteTombstone,
 )
+from controller.core.waiting import wait, why_unknown
 
 # A guest that was told to stop may still flush its disks for this long after its grace period.
 FLUSH_SECONDS = 5.0
-# Nothing tells us when these change, so they are looked at again.
-LOOK_AGAIN_SECONDS = 2.0
 WORDS_LOOK_SECONDS = 0.1
 
 
@@ -47,14 +54,14 @@ def stop(
 ) -> Plan:
     """The ladder down from a guest that runs or is paused: ask, wait, kill at the deadline."""
     ended = isinstance(seen.guest, Guest) and seen.guest.exit is not None
-    if ended and _unnoted(record):
+    if ended and _unnoted(record, seen):
         return note_end(draft, desired, record, seen, now, backoff)
     paused = draft.origin is State.PAUSED
     grace = _grace(desired, record, now)
     # A paused guest hears nothing: press the button and let it go on.
     press: Step = PowerDown() if paused else ShutDownGuest(grace)
     tell = () if seen.stopping or ended else (press,)
-    go_on = (ResumeVmm(),) if paused else ()
+    go_on = (*sleep.to_run(record, seen), ResumeVmm()) if paused else ()
     if not record.stop_ordered:
         return replace(draft, steps=(OrderStop(), *tell, *go_on))
     deadline = _deadline(desired, record)
@@ -71,7 +78,7 @@ def close(
 ) -> Plan:
     """From a VMM that has shut down, or is gone, to a closed run."""
     last: Step = CloseRun() if seen.lock is Lock.FREE else KillVmm()
-    if not _unnoted(record):
+    if not _unnoted(record, seen):
         return replace(draft, steps=(last,))
     noted = note_end(draft, desired, record, seen, now, backoff)
     return replace(noted, steps=(*noted.steps, last)) if noted.steps else noted
@@ -123,24 +130,11 @@ def release(draft: Plan, desired: Desired, seen: Observed, now: float, backoff: 
     return replace(asked, steps=(*mark, *asked.steps))
 
 
-def wait(draft: Plan, now: float, reason: str, message: str, *, stalled: bool = False) -> Plan:
-    """``draft`` with nothing to do but to look again soon; stalled: when something changes."""
-    waiting = Waiting(reason, message, stalled)
-    return replace(draft, waiting=waiting, wake_at=None if stalled else now + LOOK_AGAIN_SECONDS)
-
-
-def why_unknown(seen: Observed) -> str:
-    """Why nobody can tell its state, in words."""
-    if seen.lock is Lock.UNKNOWN:
-        return "cannot tell whether its VMM lives: the run lock cannot be read"
-    for fact in (seen.vmm, seen.record, seen.snapshot):
-        if isinstance(fact, Unknown):
-            return fact.why
-    return "its VMM lives but was not found"
-
-
-def _unnoted(record: Recorded) -> bool:
-    # A run that was never let go, or that ended because we said so, has no exit.
+def _unnoted(record: Recorded, seen: Observed) -> bool:
+    # A run that was never let go, or that ended because we said so, has no exit; nor has one whose
+    # memory lies safely on disk.
+    if isinstance(seen.snapshot, Snapshot):
+        return False
     return record.boot_ordered and not record.exit_noted and not record.stop_ordered
 
 

@@ -20,7 +20,14 @@ def ending_of(seen: Observed, record: Recorded) -> Exit:
         return Exit(None, f"kernel panic: {guest.panic}")
     if record.rebooted:
         return Exit(None, "the host was rebooted", reboot=True)
-    return _from_vmm(seen.vmm.ending if isinstance(seen.vmm, Vmm) else Ending.DIED)
+    ended = _from_vmm(seen.vmm.ending if isinstance(seen.vmm, Vmm) else Ending.DIED)
+    if ended == _DIED and record.woken:
+        return Exit(None, _CONSUMED, reason="MemoryConsumed")
+    return ended
+
+
+_DIED = Exit(None, "the VMM died")
+_CONSUMED = "the VMM died after it was woken; the memory it woke with is used up, a boot is cold"
 
 
 def _from_vmm(ending: Ending | None) -> Exit:
@@ -34,7 +41,7 @@ def _from_vmm(ending: Ending | None) -> Exit:
         case Ending.HOST:
             return Exit(None, "the VMM was told to quit by somebody on the host")
         case _:
-            return Exit(None, "the VMM died")
+            return _DIED
 
 
 def restarts(policy: RestartPolicy, ended: Exit) -> bool:

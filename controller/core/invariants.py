@@ -3,7 +3,7 @@
 A plan that breaks one of these is a defect of the planner; nothing of it is carried out.
 """
 
-from controller.core.observed import Lock, Observed, Recorded, Unknown
+from controller.core.observed import Lock, Observed, Recorded, Snapshot, Unknown
 from controller.core.state import State, can_transition
 from controller.core.steps import (
     CloseRun,
@@ -11,21 +11,30 @@ from controller.core.steps import (
     DestroyDisks,
     DropFinalizer,
     KillVmm,
+    LoadMemory,
     OrderBoot,
+    OrderSave,
     OrderStop,
+    OrderWake,
+    PauseVmm,
     Plan,
     PrepareRun,
+    PrepareWake,
     ReleaseReservation,
     RemoveRecord,
+    RepairGuest,
     ResumeVmm,
+    SaveMemory,
     StartVmm,
     Step,
+    VoidSnapshot,
     WriteTombstone,
 )
 from controller.errors import Bug
 
 _NEEDS_NO_VMM = (
-    CloseRun, DestroyDisks, RemoveRecord, DropFinalizer, ReleaseReservation, PrepareRun, StartVmm,
+    CloseRun, DestroyDisks, RemoveRecord, DropFinalizer, ReleaseReservation, PrepareRun,
+    PrepareWake, StartVmm,
 )  # fmt: skip
 _DESTROYS = (DestroyDisks, RemoveRecord)
 # the later one may come only with the earlier before it in the plan, or already done
@@ -35,13 +44,23 @@ _ORDER: tuple[tuple[type[Step], type[Step]], ...] = (
     (PrepareRun, StartVmm),
     (StartVmm, OrderBoot),
     (OrderBoot, ResumeVmm),
+    (PrepareWake, StartVmm),
+    (StartVmm, LoadMemory),
+    (LoadMemory, OrderWake),
+    (OrderWake, ResumeVmm),
+    (VoidSnapshot, ResumeVmm),
+    (ResumeVmm, RepairGuest),
+    (OrderSave, PauseVmm),
+    (OrderSave, SaveMemory),
+    (PauseVmm, SaveMemory),
+    (SaveMemory, KillVmm),
     (WriteTombstone, DestroyDisks),
 )
 
 
 def problems(plan: Plan, seen: Observed) -> tuple[str, ...]:
     """One sentence for each rule that ``plan`` breaks on what was ``seen``; empty is right."""
-    return (*_graph(plan), *_proof(plan, seen), *_order(plan))
+    return (*_graph(plan), *_proof(plan, seen), *_order(plan), *_memory(plan, seen))
 
 
 def check(plan: Plan, seen: Observed) -> None:
@@ -76,6 +95,19 @@ def _proof(plan: Plan, seen: Observed) -> tuple[str, ...]:
     exists = isinstance(seen.record, Recorded)
     if exists and any(isinstance(step, CreateRecord) for step in plan.steps):
         found.append("a record would be overwritten")
+    return tuple(found)
+
+
+def _memory(plan: Plan, seen: Observed) -> tuple[str, ...]:
+    """A committed snapshot and a guest that runs exclude each other."""
+    given_up = not isinstance(seen.snapshot, Snapshot)
+    found = []
+    for step in plan.steps:
+        given_up |= isinstance(step, OrderWake | VoidSnapshot)
+        if isinstance(step, ResumeVmm) and not given_up:
+            found.append("a guest goes on whose memory is still promised on disk")
+        if isinstance(step, PrepareRun) and not given_up:
+            found.append("a cold boot over a committed snapshot")
     return tuple(found)
 
 

@@ -55,6 +55,7 @@ class Exit:
     code: int | None
     message: str
     reboot: bool = False  # a reboot of guest or host is no exit: boot again
+    reason: str = ""  # where Completed and Failed do not say it: MemoryConsumed
 
     @property
     def failed(self) -> bool:
@@ -112,6 +113,30 @@ ImageFact = ImageReady | ImagePulling | ImageFailed | Absent
 
 
 @dataclass(frozen=True)
+class Snapshot:
+    """A committed snapshot of the current disk generation. Sizes in bytes, as they lie on disk."""
+
+    taken_at: str  # RFC 3339
+    base_bytes: int
+    delta_bytes: int
+    state_bytes: int
+    hypervisor: str  # word and version
+    reason: str = ""  # why it cannot be used, SnapshotCorrupt or SnapshotIncompatible; "": nothing
+    problem: str = ""  # the same for people, with the remedy
+
+
+@dataclass(frozen=True)
+class Source:
+    """The Instance that a fork is to be made from, on this node, as it is now."""
+
+    name: str
+    state: State
+    started: bool  # its workload runs, or ran when it was put to sleep
+    ending: bool = False  # it was told to stop, has ended, or is being deleted
+    memory: bool = False  # it has a committed snapshot
+
+
+@dataclass(frozen=True)
 class Recorded:
     """What the record says, with times turned into this boot's clock (None = another boot)."""
 
@@ -140,6 +165,12 @@ class Recorded:
     stopped_at: str | None
     tombstone: bool
     vmm_noted: bool = True  # False: a VMM of the open run lives whose start was cut off
+    waking: bool = False  # the open run is made from the snapshot, and has not run yet
+    woken: bool = False  # the open run was made from a snapshot, which is consumed since
+    repaired: bool = False  # the woken guest has acknowledged time, entropy and identity
+    saving: bool = False  # a save was begun in the open run
+    forked_at: str | None = None  # RFC 3339; None: it is no fork, or not made yet
+    inherited: Workload | None = None  # what a fork has from its source where its spec is silent
 
 
 @dataclass(frozen=True)
@@ -153,18 +184,27 @@ class Observed:
     image: ImageFact | Unknown
     kernel: str | Absent | Unknown  # version of the guest kernel a boot would take now
     overlay: bool | Unknown  # the writable disk exists and belongs to its VMM's uid
-    snapshot: bool | Unknown = False  # a committed one for the current disk generation
+    snapshot: Snapshot | Absent | Unknown = ABSENT
+    source: Source | Absent | Unknown = ABSENT  # looked for while a fork is not made yet
     stopping: bool = False  # this agent has told the guest of the open run to shut down
 
     @property
     def state(self) -> State:
         """The state that the facts amount to. Never stored, never guessed."""
         if self.lock is Lock.HELD:
-            return self.vmm.state if isinstance(self.vmm, Vmm) else State.UNKNOWN
+            return self._of_vmm()
         if self.lock is Lock.UNKNOWN or isinstance(self.record, Unknown):
             return State.UNKNOWN
         if isinstance(self.record, Absent) or not self.record.provisioned:
             return State.ABSENT
         if isinstance(self.snapshot, Unknown):
             return State.UNKNOWN
-        return State.STANDBY if self.snapshot else State.STOPPED
+        return State.STANDBY if isinstance(self.snapshot, Snapshot) else State.STOPPED
+
+    def _of_vmm(self) -> State:
+        if not isinstance(self.vmm, Vmm):
+            return State.UNKNOWN
+        waking = isinstance(self.record, Recorded) and self.record.waking
+        if waking and self.vmm.state is State.CREATED:
+            return State.STANDBY  # it waits for the memory that still lies on disk
+        return self.vmm.state

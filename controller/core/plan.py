@@ -7,57 +7,40 @@ so a plan may be dropped after any of its steps.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from controller.core import down
-from controller.core.backoff import Backoff
+from controller.core import boot, down, fork, sleep
 from controller.core.desired import Desired, Hardware, Mode, Permit
-from controller.core.down import wait, why_unknown
 from controller.core.observed import (
     Absent,
     Guest,
-    ImageFailed,
-    ImagePulling,
-    ImageReady,
     Lock,
     Observed,
     Recorded,
+    Snapshot,
     Unknown,
     Vmm,
 )
-from controller.core.state import Edge, State, path
+from controller.core.rules import Rules
+from controller.core.state import State, path
 from controller.core.steps import (
     AdoptEpoch,
     ClearExit,
     CreateOverlay,
     CreateRecord,
-    FetchImage,
     FinishProvision,
     OrderBoot,
     PauseVmm,
-    PinImage,
     Plan,
-    PrepareRun,
     ReleaseReservation,
     ResumeVmm,
-    StartVmm,
     Step,
     Waiting,
 )
+from controller.core.waiting import wait, why_unknown
 
 # Nothing tells us when there is space again, so it is looked at again.
 STORAGE_LOOK_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What is the same for every Instance of a node: the driver's edges, the restart back-off."""
-
-    edges: frozenset[Edge]
-    backoff: Backoff = field(default_factory=Backoff)
-    boot_deadline: float = 120.0  # seconds from boot to the workload's start
-    max_vcpus: int = 0  # of one Instance on this node; 0: no limit
-    max_memory: int = 0  # bytes
 
 
 def aim(desired: Desired, seen: Observed) -> tuple[State, str]:
@@ -65,14 +48,29 @@ def aim(desired: Desired, seen: Observed) -> tuple[State, str]:
     record = seen.record if isinstance(seen.record, Recorded) else None
     if desired.mode is Mode.GONE or (record is not None and record.tombstone):
         return State.ABSENT, "the Instance is being deleted"
-    if desired.permit is Permit.EVICTING:
-        return State.STOPPED, "its reservation is being evicted"
-    if desired.draining:
-        return State.STOPPED, "the node is going down"
+    if desired.permit is Permit.ENDING:
+        return State.STOPPED, "its namespace is being deleted"
     asked = State(desired.mode.value)
-    if asked in (State.RUNNING, State.PAUSED) and record is not None and record.exited:
+    if desired.permit is Permit.EVICTING and asked is not State.STOPPED:
+        return _rest(seen, record, save=True), "its reservation is being evicted"
+    if desired.draining and asked is not State.STOPPED:
+        return _rest(seen, record, save=False), "the node is going down"
+    if asked is not State.STOPPED and record is not None and record.exited:
         return State.STOPPED, f"it ended and restartPolicy {desired.restart.value} leaves it so"
     return asked, f"operatingMode is {desired.mode.value}"
+
+
+def _rest(seen: Observed, record: Recorded | None, *, save: bool) -> State:
+    """Where it goes that must leave and would rather stay: its memory is not thrown away.
+
+    ``save``: and a guest that runs is put to sleep; else it is only not woken.
+    """
+    state = seen.state
+    kept = isinstance(seen.snapshot, Snapshot) and state in (State.STANDBY, State.PAUSED)
+    up = isinstance(seen.guest, Guest) and seen.guest.started
+    ending = record is None or down.going_down(record, seen)
+    sleeps = save and up and not ending and state in (State.RUNNING, State.PAUSED)
+    return State.STANDBY if kept or sleeps else State.STOPPED
 
 
 def plan(desired: Desired, seen: Observed, now: float, rules: Rules) -> Plan:
@@ -95,6 +93,8 @@ def plan(desired: Desired, seen: Observed, now: float, rules: Rules) -> Plan:
         return _provision(draft, desired, seen, now, rules)
     if seen.lock is Lock.FREE and record.run_open and not _may_start(desired, record, target):
         return down.close(draft, desired, record, seen, now, rules.backoff)
+    if undecided := sleep.undecided(draft, seen, now):
+        return undecided
     if housekeeping := _housekeeping(desired, record, seen, target):
         return replace(draft, steps=housekeeping)
     return _travel(draft, desired, record, seen, now, rules)
@@ -104,7 +104,7 @@ def _travel(
     draft: Plan, desired: Desired, record: Recorded, seen: Observed, now: float, rules: Rules
 ) -> Plan:
     way = path(draft.origin, draft.target, rules.edges)
-    if way is None or (len(way) > 1 and State.STANDBY in way):  # no step leads there yet
+    if way is None:
         return wait(
             draft, now, "NoPath",
             f"there is no way from {draft.origin.value} to {draft.target.value} with hypervisor "
@@ -115,6 +115,8 @@ def _travel(
     alive = draft.origin in (State.RUNNING, State.PAUSED)
     if alive and (draft.target is State.STOPPED or down.going_down(record, seen)):
         return _stop(draft, desired, record, seen, now, rules)
+    if draft.origin is State.STANDBY:
+        return sleep.from_standby(draft, desired, record, seen, now)
     if len(way) == 1:
         return _arrived(draft, seen, record, now, rules)
     return _HOPS[way[0]](draft, desired, record, seen, now, rules)
@@ -126,19 +128,25 @@ def _travel(
 def _housekeeping(
     desired: Desired, record: Recorded, seen: Observed, target: State
 ) -> tuple[Step, ...]:
+    if overtaken := sleep.overtaken(record, seen, target):
+        return overtaken
     if desired.mode is Mode.STOPPED and (record.exited or record.restarts):
         return (ClearExit(),)
     given_back = desired.reservation is None or record.released == desired.reservation
     given_back |= desired.draining and desired.mode is not Mode.STOPPED  # it will run again here
-    if seen.lock is Lock.FREE and target is State.STOPPED and not given_back:
+    rests = seen.state is target and target in (State.STOPPED, State.STANDBY)
+    if seen.lock is Lock.FREE and rests and not given_back:
         return (ReleaseReservation(),)
     return ()
 
 
 def _may_start(desired: Desired, record: Recorded, target: State) -> bool:
     """Whether the open run only waits for its VMM, and is still what is asked for."""
-    asked = target in (State.RUNNING, State.PAUSED)
-    return record.run_prepared and asked and record.workload == desired.workload
+    if not record.run_prepared or target is State.STOPPED:
+        return False
+    if record.waking:
+        return target is not State.STANDBY
+    return record.workload == desired.workload.over(record.inherited)
 
 
 def _epoch(
@@ -173,6 +181,8 @@ def _provision(draft: Plan, desired: Desired, seen: Observed, now: float, rules:
             "bring them back, or delete the Instance and create it anew",
             stalled=True,
         )  # fmt: skip
+    if desired.fork is not None:
+        return fork.take(draft, desired, desired.fork, seen, now)
     if isinstance(seen.overlay, Unknown):
         return wait(draft, now, "Unknown", seen.overlay.why)
     steps: list[Step] = []
@@ -195,66 +205,6 @@ def _too_large(hardware: Hardware, rules: Rules) -> str | None:
     )
 
 
-def _boot(
-    draft: Plan, desired: Desired, record: Recorded, seen: Observed, now: float, rules: Rules
-) -> Plan:
-    if record.retry_at is not None and now < record.retry_at:
-        said = record.exit.message if record.exit else "the guest rebooted again"
-        return replace(
-            wait(
-                draft, now, "CrashLoopBackOff",
-                f"{said}; restart {record.restarts} comes after a back-off of "
-                f"{rules.backoff.delay(record.restarts):.0f} s",
-            ),
-            wake_at=record.retry_at,
-        )  # fmt: skip
-    if desired.permit is not Permit.GRANTED or desired.reservation is None:
-        return replace(wait(draft, now, "Unscheduled", "waiting for a reservation"), wake_at=None)
-    if desired.reservation == record.released:
-        message = "its reservation was given back; waiting for a new one"
-        return replace(wait(draft, now, "Unscheduled", message), wake_at=None)
-    if seen.overlay is not True:
-        return _no_overlay(draft, seen, now)
-    if image := _image(draft, record, seen, now):
-        return image
-    if isinstance(seen.kernel, Absent | Unknown):
-        why = seen.kernel.why if isinstance(seen.kernel, Unknown) else "none is on this node yet"
-        return wait(draft, now, "KernelMissing", f"no guest kernel: {why}")
-    first: tuple[Step, ...] = () if record.image_digest else (PinImage(),)
-    if not record.run_prepared:
-        first = (*first, PrepareRun())
-    return replace(draft, steps=(*first, StartVmm(), OrderBoot(), ResumeVmm()))
-
-
-def _image(draft: Plan, record: Recorded, seen: Observed, now: float) -> Plan | None:
-    match seen.image:
-        case ImageReady():
-            return None
-        case Unknown(why=why):
-            return wait(draft, now, "Unknown", why)
-        case ImagePulling(progress=progress):
-            waiting = Waiting("ImagePulling", f"waiting for image, {progress}")
-            return replace(draft, waiting=waiting)  # the store tells when it is there
-        case ImageFailed() as failed if failed.stalled:
-            return wait(draft, now, failed.reason, failed.message, stalled=True)
-        case ImageFailed() as failed if now < failed.retry_at:
-            waiting = Waiting(failed.reason, failed.message)
-            return replace(draft, waiting=waiting, wake_at=failed.retry_at)
-        case _:
-            return replace(draft, steps=(FetchImage(),))
-
-
-def _no_overlay(draft: Plan, seen: Observed, now: float) -> Plan:
-    if isinstance(seen.overlay, Unknown):
-        return wait(draft, now, "Unknown", seen.overlay.why)
-    return wait(
-        draft, now, "DiskMissing",
-        "its writable disk is gone from the state directory; bring it back, or delete the Instance "
-        "and create it anew",
-        stalled=True,
-    )  # fmt: skip
-
-
 def _from_created(
     draft: Plan, desired: Desired, record: Recorded, seen: Observed, now: float, rules: Rules
 ) -> Plan:
@@ -267,14 +217,22 @@ def _from_created(
 def _from_running(
     draft: Plan, desired: Desired, record: Recorded, seen: Observed, now: float, rules: Rules
 ) -> Plan:
-    booting = _booting(draft, seen, record, now, rules)
-    return booting or replace(draft, steps=(PauseVmm(),))
+    if booting := boot.booting(draft, seen, record, now, rules):
+        return booting
+    if draft.target is State.STANDBY:
+        return sleep.fall_asleep(draft, record, seen)
+    return replace(draft, steps=(PauseVmm(),))
 
 
 def _from_paused(
     draft: Plan, desired: Desired, record: Recorded, seen: Observed, now: float, rules: Rules
 ) -> Plan:
-    return _storage(draft, seen, now) or replace(draft, steps=(ResumeVmm(),))
+    up = isinstance(seen.guest, Guest) and seen.guest.started
+    if draft.target is State.STANDBY and (up or record.waking):
+        return sleep.fall_asleep(draft, record, seen)
+    if storage := _storage(draft, seen, now):
+        return storage
+    return replace(draft, steps=(*sleep.to_run(record, seen), ResumeVmm()))
 
 
 def _stop(
@@ -295,26 +253,10 @@ def _from_shutdown(
 
 def _arrived(draft: Plan, seen: Observed, record: Recorded, now: float, rules: Rules) -> Plan:
     if draft.target is State.RUNNING:
-        return _booting(draft, seen, record, now, rules) or draft
+        if booting := boot.booting(draft, seen, record, now, rules):
+            return booting
+        return sleep.repair(draft, record) or draft
     return draft
-
-
-def _booting(
-    draft: Plan, seen: Observed, record: Recorded, now: float, rules: Rules
-) -> Plan | None:
-    if isinstance(seen.guest, Unknown):
-        return wait(draft, now, "Unknown", seen.guest.why)
-    if isinstance(seen.guest, Guest) and seen.guest.started:
-        return None
-    deadline = (record.run_began_at or now) + rules.boot_deadline
-    if now < deadline:
-        waiting = Waiting("Booting", "waiting for the guest to start its workload")
-        return replace(draft, waiting=waiting, wake_at=deadline)
-    return wait(
-        draft, now, "GuestSilent",
-        f"the guest has not started its workload within {rules.boot_deadline:.0f} s; see its "
-        "console: torpor logs NAME --source console",
-    )  # fmt: skip
 
 
 def _storage(draft: Plan, seen: Observed, now: float) -> Plan | None:
@@ -328,7 +270,7 @@ def _storage(draft: Plan, seen: Observed, now: float) -> Plan | None:
 _Hop = Callable[[Plan, Desired, Recorded, Observed, float, Rules], Plan]
 
 _HOPS: dict[State, _Hop] = {
-    State.STOPPED: _boot,
+    State.STOPPED: boot.boot,
     State.CREATED: _from_created,
     State.RUNNING: _from_running,
     State.PAUSED: _from_paused,

@@ -12,6 +12,11 @@ boot      PinImage, PrepareRun (run += 1), StartVmm, OrderBoot, ResumeVmm
 stop      OrderStop, [PowerDown + ResumeVmm when Paused], ShutDownGuest, KillVmm at the
           deadline, CloseRun
 end       NoteExit, KillVmm (a VMM that has shut down), CloseRun
+sleep     OrderSave, PauseVmm, SaveMemory (its commit is one rename), KillVmm, CloseRun
+wake      PrepareWake (run += 1), StartVmm, LoadMemory, OrderWake (the snapshot is consumed),
+          ResumeVmm, RepairGuest
+discard   VoidSnapshot
+fork      CreateRecord, TakeFork (its commit is the record), then as what it was forked from
 release   WriteTombstone, stop, CloseRun, DestroyDisks, RemoveRecord, DropFinalizer
 ======== =============================================================================
 """
@@ -134,6 +139,45 @@ class RemoveRecord(Step):
 
 class DropFinalizer(Step):
     """Let the API server finish the deletion."""
+
+
+class OrderSave(Step):
+    """See that there is space, note in the record that a save begins, close the agent channel."""
+
+
+class CancelSave(Step):
+    """Forget a save that was begun and is not wanted any more; open the agent channel again."""
+
+
+class SaveMemory(Step):
+    """Write device state and changed pages, sync them and the disk, commit the snapshot.
+
+    A failure before the commit lets the guest go on that ran before.
+    """
+
+
+class VoidSnapshot(Step):
+    """Give the snapshot up: raise the disk generation in the record, then remove the manifest."""
+
+
+class PrepareWake(Step):
+    """Count the run in the record, then make its directories; the disks stay as they are."""
+
+
+class LoadMemory(Step):
+    """Put the changed pages into the VMM that waits for them, then load the device state."""
+
+
+class OrderWake(Step):
+    """Note in the record that the memory is used now; by that the snapshot is consumed."""
+
+
+class RepairGuest(Step):
+    """Step the guest's clock, reseed its kernel, tell it who it is; each acknowledged."""
+
+
+class TakeFork(Step):
+    """Take disk, and memory where there is some, from the source; the record makes it so."""
 
 
 @dataclass(frozen=True)

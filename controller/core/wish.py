@@ -5,7 +5,7 @@ from typing import Any
 from controller.api.meta import parse_quantity
 from controller.api.parse import parse_spec
 from controller.api.spec import InstanceSpec
-from controller.core.desired import Desired, Hardware, RestartPolicy, Workload
+from controller.core.desired import Desired, Fork, Hardware, RestartPolicy, Workload
 from controller.core.ownership import Object, mode, permit
 from controller.errors import Rejected
 
@@ -25,7 +25,7 @@ def desired(obj: Object) -> Desired:
             generation=meta.get("generation", 0),
             mode=mode(obj),
             epoch=status.get("epoch", 0),
-            image=spec.image,
+            image=spec.image or "",
             hardware=hardware(status.get("resources")),
             workload=workload(spec),
             pinned=(status.get("image") or {}).get("digest"),
@@ -34,7 +34,8 @@ def desired(obj: Object) -> Desired:
             permit=permit(obj),
             reservation=status.get("reservation"),
             id=status.get("id", ""),
-            ran_before=bool(status.get("startedAt")),
+            ran_before=_has_lived(status),
+            fork=_fork(spec, status.get("lineage") or {}),
         )
     except Rejected as err:
         raise Rejected(f"instance {_name(meta)}: {err}", reason="SpecInvalid") from err
@@ -43,6 +44,19 @@ def desired(obj: Object) -> Desired:
             f"instance {_name(meta)}: the stored object cannot be read ({err!r}); correct its spec",
             reason="SpecInvalid",
         ) from err
+
+
+def _has_lived(status: Object) -> bool:
+    """Whether it has a disk to lose: it ran, or has what it was forked from."""
+    forked = (status.get("lineage") or {}).get("forkedAt")
+    return bool(status.get("startedAt") or status.get("snapshot") or forked)
+
+
+def _fork(spec: InstanceSpec, lineage: Object) -> Fork | None:
+    if spec.fork_from is None or not lineage.get("parent"):
+        return None
+    parent, root, depth = lineage["parent"], lineage.get("root"), lineage.get("depth")
+    return Fork(parent, root or parent, depth or 1, spec.fork_from.from_running)
 
 
 def hardware(resources: Any) -> Hardware | None:

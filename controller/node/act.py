@@ -13,6 +13,7 @@ from typing import Any
 
 from controller.core.desired import Desired
 from controller.core.names import FINALIZER
+from controller.core.observed import Snapshot
 from controller.core.steps import (
     AdoptEpoch,
     ClearExit,
@@ -43,12 +44,12 @@ from controller.errors import Bug, Retry, TorporError
 from controller.host import failpoint, files, runlock
 from controller.images.image import Ready
 from controller.kube.resources import INSTANCES
-from controller.node import clock, starting
-from controller.node.observe import handle_of
+from controller.node import clock, forking, snapshots, starting, tell
+from controller.node.act_memory import MEMORY_STEPS
+from controller.node.acting import record_of, update, update_run, vmm_of
 from controller.node.parts import Parts
 from controller.node.places import make_owned
 from controller.node.record import ExitRecord, HardwareRecord, Record
-from controller.vmm.driver import Driver, Handle
 from controller.vmm.machine import CHANNEL_SOCKET
 from controller.volumes import disk
 
@@ -68,37 +69,15 @@ async def act(parts: Parts, desired: Desired, obj: dict[str, Any], step: Step) -
     failpoint.hit(f"step.{step.name}.after")
 
 
-def _record(parts: Parts, desired: Desired) -> Record:
-    record = parts.records.get(desired.uid)
-    if not isinstance(record, Record):
-        raise Bug(f"instance {desired.uid}: a step needs its record, and there is none")
-    return record
-
-
-def _update(parts: Parts, record: Record, **changes: object) -> Record:
-    return parts.records.save(record.model_copy(update=changes))
-
-
-def _update_run(parts: Parts, record: Record, **changes: object) -> Record:
-    if record.open is None:
-        raise Bug(f"instance {record.uid}: a step needs an open run, and there is none")
-    return _update(parts, record, open=record.open.model_copy(update=changes))
-
-
-def _vmm(parts: Parts, desired: Desired) -> tuple[Record, Driver, Handle]:
-    record = _record(parts, desired)
-    handle = handle_of(parts, record)
-    if handle is None:
-        raise Retry(f"instance {record.uid}: its VMM cannot be found", reason="Unknown")
-    return record, parts.driver(record.hardware.hypervisor), handle
-
-
 # --- provision ------------------------------------------------------------------------------------
 
 
 async def _create_record(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
     if desired.hardware is None:
         raise Bug(f"instance {desired.uid}: provision without hardware")
+    if desired.fork is not None:
+        parts.records.save(forking.first_record(parts, desired))
+        return
     frozen = desired.hardware
     parts.records.save(
         Record(
@@ -124,7 +103,7 @@ async def _create_record(parts: Parts, desired: Desired, obj: Any, step: Step) -
 
 
 async def _create_overlay(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
-    record = _record(parts, desired)
+    record = record_of(parts, desired)
     uid = parts.vmm_uid(record)
     make_owned(parts.places.disks(record.uid), uid, 0o700)
     overlay = parts.places.overlay(record.uid)
@@ -134,20 +113,20 @@ async def _create_overlay(parts: Parts, desired: Desired, obj: Any, step: Step) 
 
 
 async def _finish_provision(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
-    _update(parts, _record(parts, desired), provisioned=True)
+    update(parts, record_of(parts, desired), provisioned=True)
 
 
 # --- boot -----------------------------------------------------------------------------------------
 
 
 async def _fetch_image(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
-    record = _record(parts, desired)
+    record = record_of(parts, desired)
     parts.memory.fetching.add(desired.uid)
     parts.images.ensure(record.image, record.image_digest or desired.pinned)
 
 
 async def _pin_image(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
-    record = _record(parts, desired)
+    record = record_of(parts, desired)
     pinned = desired.pinned
     if pinned is None or parts.images.get(pinned) is None:
         match parts.images.ensure(record.image, pinned):
@@ -155,34 +134,37 @@ async def _pin_image(parts: Parts, desired: Desired, obj: Any, step: Step) -> No
                 pinned = image.digest
             case _:
                 raise Retry(f"image {record.image} is gone again", reason="ImagePulling", after=0.5)
-    _update(parts, record, image_digest=pinned)
+    update(parts, record, image_digest=pinned)
     parts.memory.fetching.discard(desired.uid)
 
 
 async def _prepare_run(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
-    await starting.prepare(parts, desired, _record(parts, desired))
+    await starting.prepare(parts, desired, record_of(parts, desired))
 
 
 async def _start_vmm(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
-    record = _record(parts, desired)
+    record = record_of(parts, desired)
+    if record.open is not None and record.open.wakes is not None:
+        for note in await snapshots.check(parts, record):
+            tell.about(parts.events, obj, "OtherBuild", note)
     await starting.start(parts, record)
     parts.memory.adopted.add(record.uid)
 
 
 async def _order_boot(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
     now = clock.moment()
-    record = _update_run(parts, _record(parts, desired), boot_ordered=now)
-    _update(parts, record, started_at=now.wall, stopped_at=None, exit=None)
+    record = update_run(parts, record_of(parts, desired), boot_ordered=now)
+    update(parts, record, started_at=now.wall, stopped_at=None, exit=None)
 
 
 async def _resume_vmm(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
-    record, driver, handle = _vmm(parts, desired)
+    record, driver, handle = vmm_of(parts, desired)
     await driver.resume(handle)
     parts.guests.watch(record.uid, handle.run_dir / CHANNEL_SOCKET)
 
 
 async def _pause_vmm(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
-    _, driver, handle = _vmm(parts, desired)
+    _, driver, handle = vmm_of(parts, desired)
     await driver.pause(handle)
 
 
@@ -190,17 +172,17 @@ async def _pause_vmm(parts: Parts, desired: Desired, obj: Any, step: Step) -> No
 
 
 async def _order_stop(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
-    _update_run(parts, _record(parts, desired), stop_ordered=clock.moment())
+    update_run(parts, record_of(parts, desired), stop_ordered=clock.moment())
 
 
 async def _power_down(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
-    record, driver, handle = _vmm(parts, desired)
+    record, driver, handle = vmm_of(parts, desired)
     await driver.power_down(handle)
     parts.guests.note_stopping(record.uid)
 
 
 async def _shut_down_guest(parts: Parts, desired: Desired, obj: Any, step: ShutDownGuest) -> None:
-    record, driver, handle = _vmm(parts, desired)
+    record, driver, handle = vmm_of(parts, desired)
     try:
         await parts.guests.shut_down(record.uid, step.grace)
     except (TorporError, TimeoutError, OSError):
@@ -209,7 +191,7 @@ async def _shut_down_guest(parts: Parts, desired: Desired, obj: Any, step: ShutD
 
 
 async def _kill_vmm(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
-    record, driver, handle = _vmm(parts, desired)
+    record, driver, handle = vmm_of(parts, desired)
     await driver.kill(handle)
     # Dead is when the kernel let go of the lock, not when somebody says so.
     lock = parts.places.lock(record.uid)
@@ -219,17 +201,19 @@ async def _kill_vmm(parts: Parts, desired: Desired, obj: Any, step: Step) -> Non
 
 
 async def _note_exit(parts: Parts, desired: Desired, obj: Any, step: NoteExit) -> None:
-    record = _update_run(parts, _record(parts, desired), exit_noted=True)
+    record = update_run(parts, record_of(parts, desired), exit_noted=True)
     ended = step.exit
-    noted = None if ended.reboot else ExitRecord(code=ended.code, message=ended.message)
-    retry = clock.moment(step.delay) if step.delay else None
-    _update(
-        parts, record, exit=noted, exited=step.exited, restarts=step.restarts, retry_after=retry
+    noted = (
+        None
+        if ended.reboot
+        else ExitRecord(code=ended.code, message=ended.message, reason=ended.reason)
     )
+    retry = clock.moment(step.delay) if step.delay else None
+    update(parts, record, exit=noted, exited=step.exited, restarts=step.restarts, retry_after=retry)
 
 
 async def _close_run(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
-    record = _record(parts, desired)
+    record = record_of(parts, desired)
     driver = parts.drivers.get(record.hardware.hypervisor)
     await parts.guests.drop(record.uid)
     if driver is not None:
@@ -237,34 +221,39 @@ async def _close_run(parts: Parts, desired: Desired, obj: Any, step: Step) -> No
     parts.memory.adopted.discard(record.uid)
     parts.memory.ended.pop(record.uid, None)
     starting.clear(parts, record)
-    _update(parts, record, open=None, stopped_at=clock.wall())
+    asleep = isinstance(snapshots.look(parts, record), Snapshot)
+    update(parts, record, open=None, stopped_at=None if asleep else clock.wall())
+    if asleep and record.open is not None and record.open.saving:
+        tell.about(parts.events, obj, "StandbyReached", "its VMM is gone, memory and disk are kept")
 
 
 async def _clear_exit(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
-    _update(parts, _record(parts, desired), exited=False, restarts=0, retry_after=None)
+    update(parts, record_of(parts, desired), exited=False, restarts=0, retry_after=None)
 
 
 async def _release_reservation(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
-    _update(parts, _record(parts, desired), released=desired.reservation)
+    update(parts, record_of(parts, desired), released=desired.reservation)
 
 
 async def _adopt_epoch(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
-    _update(parts, _record(parts, desired), epoch=desired.epoch)
+    update(parts, record_of(parts, desired), epoch=desired.epoch)
 
 
 # --- release --------------------------------------------------------------------------------------
 
 
 async def _write_tombstone(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
-    _update(parts, _record(parts, desired), tombstone=True)
+    update(parts, record_of(parts, desired), tombstone=True)
 
 
 async def _destroy_disks(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
     places, uid = parts.places, desired.uid
-    for folder in (places.disks(uid), places.logs(uid)):
+    folders = (places.disks(uid), places.logs(uid), *snapshots.folders(places, uid))
+    for folder in folders:
         await asyncio.to_thread(files.remove_tree, folder)
+    parts.memory.litter.set()
     places.config(uid).unlink(missing_ok=True)
-    _update(parts, _record(parts, desired), provisioned=False)
+    update(parts, record_of(parts, desired), provisioned=False)
 
 
 async def _remove_record(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
@@ -302,6 +291,7 @@ _DO: dict[type[Step], Callable[[Parts, Desired, dict[str, Any], Any], Awaitable[
     NoteExit: _note_exit,
     CloseRun: _close_run,
     ClearExit: _clear_exit,
+    **MEMORY_STEPS,
     ReleaseReservation: _release_reservation,
     AdoptEpoch: _adopt_epoch,
     WriteTombstone: _write_tombstone,

@@ -27,7 +27,8 @@ from controller.kube.events import EventRecorder
 from controller.kube.health import Health
 from controller.kube.lease import NodeLease
 from controller.kube.workqueue import run_workers
-from controller.node import adopt, identity, kvm, rundir
+from controller.memory.store import MemoryStore
+from controller.node import adopt, identity, kvm, rundir, snapshots
 from controller.node.endpoint import Endpoint
 from controller.node.guests import Guests
 from controller.node.intake import Intake
@@ -45,6 +46,7 @@ log = logging.getLogger(__name__)
 KERNEL_RETRY_SECONDS = 30.0
 API_RETRY_SECONDS = 2.0
 LEAVE_SECONDS = 8.0
+LITTER_SECONDS = 2.0  # what is given up in a row is collected at once
 
 
 async def run(settings: NodeSettings, kubeconfig: Path | None) -> None:
@@ -109,6 +111,7 @@ async def _agent(
             _kernels(parts, intake),
             Pulse(parts, intake).run(),
             _sweep_after_sync(parts, intake, worker),
+            _tidy_memory(parts),
         ]
 
 
@@ -131,6 +134,8 @@ async def _parts(settings: NodeSettings, places: Places, client: Client, intake:
     records.load()
     drivers = registry.drivers(settings)
     versions = {name: await driver.probe() for name, driver in drivers.items()}
+    store = MemoryStore(places.memory, lambda: snapshots.references(places, records))
+    await asyncio.to_thread(store.start)
     images = ImageStore(
         places.images,
         limit_bytes=settings.image_store_bytes,
@@ -155,6 +160,7 @@ async def _parts(settings: NodeSettings, places: Places, client: Client, intake:
         threads_per_core=facts.read().threads_per_core,
         cluster="",
         kernels=KernelStore(places.kernels),
+        snapshots=store,
     )
 
 
@@ -182,6 +188,15 @@ async def _kernels(parts: Parts, intake: Intake) -> None:
 async def _sweep_after_sync(parts: Parts, intake: Intake, worker: Worker) -> None:
     await intake.reflector.wait_synced()
     await Sweep(parts, worker).run()
+
+
+async def _tidy_memory(parts: Parts) -> None:
+    """Give back what snapshots that were used, given up or deleted leave in the memory store."""
+    while True:
+        await parts.memory.litter.wait()
+        await asyncio.sleep(LITTER_SECONDS)
+        parts.memory.litter.clear()
+        await snapshots.collect(parts)
 
 
 def _prepare_directories(places: Places) -> None:

@@ -22,6 +22,7 @@ from aiohttp.typedefs import Handler
 from controller.core.observed import Unknown
 from controller.errors import Rejected, TorporError
 from controller.host import logread
+from controller.node import snapshots
 from controller.node.parts import Parts
 from controller.node.record import Record
 from controller.node.worker import Worker
@@ -46,6 +47,7 @@ class Endpoint:
                 web.get("/logs", self.logs),
                 web.post("/drain", self.drain),
                 web.get("/instances", self.instances),
+                web.get("/verify", self.verify),
                 web.get("/healthz", _healthz),
             ]
         )
@@ -97,6 +99,11 @@ class Endpoint:
             for uid, record in self.parts.records.items()
         ]
         return web.json_response(found)
+
+    async def verify(self, request: web.Request) -> web.Response:
+        """Read the whole snapshot of one Instance: {"problems": [text], "files": [{…}]}."""
+        record = self._record(request.query.get("uid", ""))
+        return web.json_response(await snapshots.verify(self.parts, record))
 
     def _record(self, uid: str) -> Record:
         record = self.parts.records.get(uid)

@@ -27,6 +27,7 @@ class Guests:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._channels: dict[str, Channel] = {}
         self._stopping: set[str] = set()
+        self._opened = asyncio.Condition()
 
     def watch(self, uid: str, socket: Path) -> None:
         """Keep a channel to this guest open from now on. Calling again changes nothing."""
@@ -54,6 +55,19 @@ class Guests:
         """The guest was asked to shut down, in whatever way."""
         self._stopping.add(uid)
 
+    async def channel(self, uid: str, deadline: float) -> Channel:
+        """The open channel to this guest, waited for. Raises Retry (GuestSilent)."""
+        try:
+            async with asyncio.timeout(deadline):
+                async with self._opened:
+                    await self._opened.wait_for(lambda: uid in self._channels)
+                    return self._channels[uid]
+        except TimeoutError:
+            raise Retry(
+                f"the guest has not answered on its agent channel within {deadline:g} s",
+                reason="GuestSilent",
+            ) from None
+
     async def shut_down(self, uid: str, grace: int) -> None:
         """Ask the guest's init to end. Raises Retry when it cannot be asked."""
         channel = self._channels.get(uid)
@@ -78,6 +92,8 @@ class Guests:
 
     async def _serve(self, uid: str, channel: Channel) -> None:
         self._channels[uid] = channel
+        async with self._opened:
+            self._opened.notify_all()
         try:
             self._on_news(uid)
             await channel.wait_closed()

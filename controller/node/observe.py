@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from controller.core.desired import Desired, Hardware, Workload
+from controller.core.desired import Desired, Mode
 from controller.core.observed import (
     ABSENT,
     Absent,
@@ -21,6 +21,8 @@ from controller.core.observed import (
     Lock,
     Observed,
     Recorded,
+    Snapshot,
+    Source,
     Unknown,
     Vmm,
 )
@@ -31,7 +33,7 @@ from controller.guest.report import read_reports
 from controller.host import runlock
 from controller.host.process import boot_id
 from controller.images.image import Failed, Pulling, Ready
-from controller.node import clock
+from controller.node import clock, snapshots
 from controller.node.parts import Parts
 from controller.node.record import Record
 from controller.vmm.driver import Handle
@@ -40,6 +42,8 @@ from controller.vmm.driver import Handle
 LAST_WORDS = 3.0
 # Under this much free space a guest that was held by a full disk is not let go again.
 STORAGE_RESERVE = 64 * 1024 * 1024
+
+SourceFact = Source | Absent | Unknown
 
 
 async def observe(parts: Parts, desired: Desired) -> Observed:
@@ -51,6 +55,7 @@ async def observe(parts: Parts, desired: Desired) -> Observed:
             lock=_lock(parts, desired.uid),
             vmm=ABSENT, guest=ABSENT, image=_image(parts, desired, None),
             kernel=_kernel(parts), overlay=False,
+            source=await _source(parts, desired, None),
         )  # fmt: skip
     lock = _lock(parts, record.uid)
     vmm = await _vmm(parts, record) if lock is Lock.HELD else ABSENT
@@ -62,7 +67,9 @@ async def observe(parts: Parts, desired: Desired) -> Observed:
         image=_image(parts, desired, record),
         kernel=_kernel(parts),
         overlay=_overlay(parts, record),
+        snapshot=snapshots.look(parts, record),
         stopping=parts.guests.stopping(record.uid),
+        source=await _source(parts, desired, record),
     )
 
 
@@ -74,18 +81,18 @@ def recorded(record: Record) -> Recorded:
         epoch=record.epoch,
         run=record.run,
         provisioned=record.provisioned,
-        hardware=hardware(record),
+        hardware=record.hardware.frozen,
         image_digest=record.image_digest,
         kernel_version=record.kernel.version if record.kernel else None,
         kernel_digest=record.kernel.digest if record.kernel else None,
-        workload=Workload(**record.workload.model_dump()) if record.workload else None,
+        workload=record.workload.said if record.workload else None,
         run_open=run is not None,
         run_prepared=run is not None and run.prepared and not run.starting,
         boot_ordered=run is not None and run.boot_ordered is not None,
         run_began_at=run.boot_ordered.within(boot) if run and run.boot_ordered else None,
         rebooted=_rebooted(record, boot),
         released=record.released,
-        exit=Exit(ended.code, ended.message) if ended else None,
+        exit=Exit(ended.code, ended.message, reason=ended.reason) if ended else None,
         exit_noted=run is not None and run.exit_noted,
         exited=record.exited,
         restarts=record.restarts,
@@ -96,14 +103,12 @@ def recorded(record: Record) -> Recorded:
         stopped_at=record.stopped_at,
         tombstone=record.tombstone,
         vmm_noted=run is None or run.vmm is not None,
-    )
-
-
-def hardware(record: Record) -> Hardware:
-    """The frozen hardware as the core's value."""
-    frozen = record.hardware
-    return Hardware(
-        frozen.hypervisor, frozen.vcpus, frozen.memory, frozen.overlay, frozen.disk_bandwidth
+        waking=run is not None and run.wakes is not None and run.boot_ordered is None,
+        woken=run is not None and run.wakes is not None and run.boot_ordered is not None,
+        repaired=run is not None and run.repaired,
+        saving=run is not None and run.saving,
+        forked_at=record.lineage.forked_at if record.lineage else None,
+        inherited=record.inherited.said if record.inherited else None,
     )
 
 
@@ -181,7 +186,41 @@ def _guest(parts: Parts, record: Record, vmm: Vmm | Absent | Unknown) -> Guest |
         return Unknown(f"the guest's reports cannot be read: {err.strerror}")
     exited = Exit(ended.code, ended.message) if ended else None
     unheard = ended is None and panic is None and _just_ended(parts, record, vmm)
-    return Guest(reports.started is not None, exited, panic, unheard)
+    started = reports.started is not None or record.open.wakes is not None
+    return Guest(started, exited, panic, unheard)
+
+
+async def _source(parts: Parts, desired: Desired, record: Record | None) -> SourceFact:
+    """The Instance that a fork is made from, as long as it is not made yet."""
+    if desired.fork is None or (record is not None and record.provisioned):
+        return ABSENT
+    source = parts.records.get(desired.fork.parent)
+    if source is None or isinstance(source, Unknown):
+        return source or ABSENT
+    seen = await observe(parts, about(source))
+    told = isinstance(seen.record, Recorded) and seen.record.stop_ordered
+    guest = seen.guest if isinstance(seen.guest, Guest) else Guest()
+    return Source(
+        name=source.name,
+        state=seen.state,
+        started=guest.started,
+        ending=told or guest.exit is not None or source.tombstone,
+        memory=isinstance(seen.snapshot, Snapshot),
+    )
+
+
+def about(record: Record) -> Desired:
+    """A wish that names the Instance of ``record``, for who only looks or takes down."""
+    return Desired(
+        uid=record.uid,
+        namespace=record.namespace,
+        name=record.name,
+        generation=0,
+        mode=Mode.GONE,
+        epoch=record.epoch,
+        image=record.image,
+        hardware=record.hardware.frozen,
+    )
 
 
 def _just_ended(parts: Parts, record: Record, vmm: Vmm | Absent | Unknown) -> bool:

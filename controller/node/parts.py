@@ -4,17 +4,20 @@ Wired once in ``app``. ``Memory`` is what the agent may forget at any time (a cr
 in it is truth, all of it can be looked up again.
 """
 
+import asyncio
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from controller.core.backoff import Backoff
-from controller.core.plan import Rules
+from controller.core.rules import Rules
 from controller.guest.artifacts import GuestArtifacts
 from controller.guest.kernel import KernelStore
 from controller.images.store import ImageStore
 from controller.kube.client import Client
 from controller.kube.events import EventRecorder
+from controller.memory.store import MemoryStore
 from controller.node.guests import Guests
 from controller.node.places import Places
 from controller.node.record import Record, Records
@@ -30,6 +33,10 @@ class Memory:
     fetching: set[str] = field(default_factory=set)  # UIDs whose image was asked for
     ended: dict[str, float] = field(default_factory=dict)  # UID -> when its guest was seen ended
     draining: bool = False  # every guest is to be stopped, specs untouched
+    # one at a time works on an Instance: its own pass, or a fork that is made from it
+    alone: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+    forks: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # by source
+    litter: asyncio.Event = field(default_factory=asyncio.Event)  # the memory store may have some
 
 
 @dataclass
@@ -50,6 +57,7 @@ class Parts:
     threads_per_core: int
     cluster: str  # UID of the cluster's kube-system namespace
     kernels: KernelStore
+    snapshots: MemoryStore
     artifacts: GuestArtifacts | None = None  # the kernel a boot takes; None: not here yet
     no_artifacts: str = "the node is still preparing it"
     memory: Memory = field(default_factory=Memory)

@@ -5,6 +5,7 @@ State directory (survives a reboot), one folder for each Instance::
     <uid>/record.json      root 0600
     <uid>/run.lock         root 0600; held = a VMM lives
     <uid>/config.img       root:vmm 0440; read by the VMM, written before each boot
+    <uid>/snap.N/          root 0700; the manifest of the snapshot of disk generation N
     <uid>/disk/overlay.raw vmm 0600 in a directory 0700 of the VMM's uid
     <uid>/log/             root 0750; written by the log keeper only: workload.log, vmm.log,
                            run-<epoch>-<run>/{console,report}.log
@@ -42,6 +43,11 @@ class Places:
     def kernels(self) -> Path:
         """The guest kernels."""
         return self.state / "kernels"
+
+    @property
+    def memory(self) -> Path:
+        """The memory store."""
+        return self.state / "memory"
 
     @property
     def socket(self) -> Path:

@@ -16,11 +16,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from controller.core.desired import Hardware, Workload
 from controller.core.names import checked_uid, is_uid
 from controller.core.observed import Unknown
 from controller.errors import Bug, Rejected, Retry
 from controller.host import files
 from controller.host.process import Identity
+from controller.memory.manifest import StoredFile
 
 SCHEMA = 1
 NAME = "record.json"
@@ -53,12 +55,18 @@ class HardwareRecord(_Part):
     disk_bandwidth: int
     threads_per_core: int
 
+    @property
+    def frozen(self) -> Hardware:
+        """As the core's value."""
+        return Hardware(self.hypervisor, self.vcpus, self.memory, self.overlay, self.disk_bandwidth)
+
 
 class KernelRecord(_Part):
     """The guest kernel of the open or last run; kept on the node while it is named here."""
 
     version: str
     digest: str
+    initrd: str = ""  # digest; "" before snapshots were
 
 
 class WorkloadRecord(_Part):
@@ -67,6 +75,15 @@ class WorkloadRecord(_Part):
     command: tuple[str, ...] | None
     args: tuple[str, ...] | None
     env: tuple[tuple[str, str], ...]
+
+    @property
+    def said(self) -> Workload:
+        """As the core's value."""
+        return Workload(self.command, self.args, self.env)
+
+    @classmethod
+    def of(cls, said: Workload) -> "WorkloadRecord":
+        return cls(command=said.command, args=said.args, env=said.env)
 
 
 class ProcessRecord(_Part):
@@ -98,6 +115,17 @@ class ExitRecord(_Part):
 
     code: int | None
     message: str
+    reason: str = ""
+
+
+class LineageRecord(_Part):
+    """The family of Instances that share memory. ``gid``: of their files in the memory store."""
+
+    gid: int
+    parent: str | None = None  # UID; None: the first of its family
+    root: str | None = None
+    depth: int = 0
+    forked_at: str | None = None  # RFC 3339; None for the first, and for a fork not made yet
 
 
 class RunRecord(_Part):
@@ -115,6 +143,11 @@ class RunRecord(_Part):
     boot_ordered: Moment | None = None
     stop_ordered: Moment | None = None
     exit_noted: bool = False
+    base: StoredFile | None = None  # the image that its RAM is mapped from; None: all holes
+    wakes: int | None = None  # the disk generation whose snapshot it is made from; None: a boot
+    repaired: bool = False  # the woken guest has acknowledged time, entropy and identity
+    saving: bool = False  # a save was begun
+    goes_on: bool = False  # its guest ran when it was made to stand still for a save or a fork
 
 
 class Record(_Part):
@@ -144,6 +177,8 @@ class Record(_Part):
     retry_after: Moment | None = None
     released: str | None = None
     disk_generation: int = 0
+    lineage: LineageRecord | None = None  # None: it never slept and is no fork
+    inherited: WorkloadRecord | None = None  # a fork's, where its spec is silent
     tombstone: bool = False
 
 

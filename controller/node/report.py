@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from controller.core import conditions as say
+from controller.core.capacity import rounded
 from controller.core.conditions import Failure
 from controller.core.desired import Desired
-from controller.core.observed import Observed, Recorded, Unknown, Vmm
+from controller.core.observed import Observed, Recorded, Snapshot, Unknown, Vmm
 from controller.core.ownership import ready_is_operators
 from controller.core.state import State
 from controller.core.steps import Plan
@@ -46,7 +47,10 @@ def status(
         "hypervisor": _hypervisor(seen, record, before),
         "image": {"digest": record.image_digest} if record and record.image_digest else None,
         "kernel": _kernel(record),
+        "snapshot": _snapshot(seen, before),
     }
+    if record is not None and record.forked_at is not None:
+        found["lineage"] = {**(before.get("lineage") or {}), "forkedAt": record.forked_at}
     if record is None:  # without it nothing is known of what was: what was said of it stands
         for key in _OF_THE_RECORD:
             del found[key]
@@ -116,6 +120,23 @@ def _plan(plan: Plan) -> Status | None:
         "to": plan.target.value,
         "steps": [step.name for step in plan.steps],
         "because": plan.because[: say.MESSAGE_LIMIT],
+    }
+
+
+def _snapshot(seen: Observed, before: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    found = seen.snapshot
+    if isinstance(found, Unknown) or (isinstance(found, Snapshot) and found.reason):
+        return before.get("snapshot")  # it is there; what was said of it stands
+    if not isinstance(found, Snapshot):
+        return None
+    whole = found.base_bytes + found.delta_bytes + found.state_bytes
+    return {
+        "takenAt": found.taken_at,
+        "size": rounded(whole),
+        "bytes": whole,
+        "baseBytes": found.base_bytes,
+        "deltaBytes": found.delta_bytes,
+        "hypervisor": found.hypervisor,
     }
 
 

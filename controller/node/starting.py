@@ -8,6 +8,7 @@ here: when to do it (``core.plan``), and the driver's arguments (``vmm``).
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,12 +17,11 @@ from controller.core.desired import Desired, Workload
 from controller.core.names import machine_id
 from controller.errors import Blocked, Bug, Retry
 from controller.guest import configdisk
-from controller.guest.artifacts import GuestArtifacts
+from controller.guest.artifacts import GuestArtifacts, find
 from controller.host import failpoint, files, logs, runlock
 from controller.host.cgroup import Cgroup
 from controller.host.spawn import Sandbox
 from controller.images.image import Image, ImageConfig
-from controller.node.observe import hardware
 from controller.node.parts import Parts
 from controller.node.places import make_owned
 from controller.node.record import (
@@ -45,42 +45,62 @@ failpoint.register("start.before-spawn", "start.spawned")
 
 async def prepare(parts: Parts, desired: Desired, record: Record) -> Record:
     """Count and journal the run, then make its directories and its config disk."""
-    artifacts = _artifacts(parts)
+    artifacts = _newest(parts)
     version = parts.versions[record.hardware.hypervisor]
     image = _image(parts, record)
-    said = desired.workload
+    said = desired.workload.over(record.inherited.said if record.inherited else None)
     record = parts.records.save(
         record.model_copy(
             update={
                 "run": record.run + 1,
                 "disk_generation": record.disk_generation + 1,
-                "kernel": KernelRecord(version=artifacts.version, digest=artifacts.digest),
-                "workload": WorkloadRecord(command=said.command, args=said.args, env=said.env),
-                "open": RunRecord(machine_type=version.machine_type, accelerator=parts.accelerator),
+                "kernel": KernelRecord(
+                    version=artifacts.version,
+                    digest=artifacts.digest,
+                    initrd=artifacts.initrd_digest,
+                ),
+                "workload": WorkloadRecord.of(said),
+                "open": RunRecord(
+                    nonce=new_nonce(),
+                    machine_type=version.machine_type,
+                    accelerator=parts.accelerator,
+                ),
                 "vmm_version": version.version,
             }
         )
     )
     uid = parts.vmm_uid(record)
-    _make_log_places(parts, record)
-    make_owned(parts.places.run_of(record), uid, 0o700)
     config = parts.places.config(record.uid)
-    configdisk.write(config, guest_config(desired, record, image.config))
+    configdisk.write(config, guest_config(desired, said, record, image.config))
     os.chown(config, 0, uid)
     config.chmod(0o440)
+    return make_places(parts, record)
+
+
+def make_places(parts: Parts, record: Record) -> Record:
+    """Make the directories of the counted run, and journal that all is prepared."""
+    _make_log_places(parts, record)
+    make_owned(parts.places.run_of(record), parts.vmm_uid(record), 0o700)
     return _journal(parts, record, prepared=True)
 
 
-def guest_config(desired: Desired, record: Record, image: ImageConfig) -> configdisk.GuestConfig:
+def new_nonce() -> str:
+    """The name of one run, for the guest to say and for us to know it by."""
+    return secrets.token_hex(8)
+
+
+def guest_config(
+    desired: Desired, said: Workload, record: Record, image: ImageConfig
+) -> configdisk.GuestConfig:
     """What the guest is told at cold boot: the image's word, overridden by the user's."""
-    argv = command_line(desired.workload, image)
+    argv = command_line(said, image)
     if not argv:
         raise Blocked(
             f"image {record.image} names no command and spec has none: set spec.command",
             reason="NoCommand",
         )
     env = dict(image.env)
-    env.update(dict(desired.workload.env))
+    env.update(dict(said.env))
     return configdisk.GuestConfig(
         hostname=record.name,
         machine_id=machine_id(record.uid),
@@ -103,9 +123,9 @@ def command_line(said: Workload, image: ImageConfig) -> tuple[str, ...]:
 async def start(parts: Parts, record: Record) -> Record:
     """Spawn the VMM of the prepared run, Created, and note who it is."""
     driver = parts.driver(record.hardware.hypervisor)
+    machine = machine_of(parts, record)
     # Before anything that may fail: a run that cannot be started is closed, and prepared anew.
     record = _journal(parts, record, starting=True)
-    machine = machine_of(parts, record)
     outputs = streams(parts, record)
     with _run_lock(parts.places.lock(record.uid)) as lock, closing(logs.LogPipes(outputs)) as pipes:
         keeper = await logs.start_keeper(pipes, outputs, binary=parts.keeper, sandbox=KEEPER)
@@ -136,27 +156,26 @@ def machine_of(parts: Parts, record: Record) -> Machine:
     """The VMM of the open run, made of the record and the stores only."""
     if record.open is None or record.kernel is None:
         raise Bug(f"instance {record.uid}: no run is prepared")
-    artifacts = _artifacts(parts)
-    if artifacts.digest != record.kernel.digest:
-        raise Retry("the guest kernel changed while the run was prepared", reason="KernelChanged")
-    places = parts.places
+    artifacts = artifacts_of(parts, record)
+    places, base = parts.places, record.open.base
     return Machine(
         uid=record.uid,
         name=f"{record.namespace}/{record.name}"[:80],
-        hardware=hardware(record),
+        hardware=record.hardware.frozen,
         threads_per_core=record.hardware.threads_per_core,
         machine_type=record.open.machine_type,
         accelerator=record.open.accelerator,
         kernel=artifacts.vmlinuz,
         initrd=artifacts.initrd,
         command_line=artifacts.command_line,
-        memory_image=None,
+        memory_image=parts.snapshots.path(base) if base else None,
         disks=(
             Disk("rootfs", _image(parts, record).rootfs, read_only=True),
             Disk("overlay", places.overlay(record.uid), read_only=False, limited=True),
             Disk("config", places.config(record.uid), read_only=True),
         ),
         run_dir=places.run_of(record),
+        incoming=record.open.wakes is not None,
     )
 
 
@@ -186,6 +205,7 @@ def _launch(parts: Parts, record: Record, lock: int, pipes: logs.LogPipes) -> La
         vmm_log=pipes.write_fd("vmm"),
         report=pipes.write_fd("report"),
         keep_open=tuple(pipes.read_fd(name) for name in _STREAM_NAMES),
+        groups=(record.lineage.gid,) if record.lineage else (),
         vmm_log_file=parts.places.logs(record.uid) / "vmm.log",
         cgroup=Cgroup.create(parts.settings.cgroup_prefix, record.uid).path,
     )
@@ -222,7 +242,27 @@ def _image(parts: Parts, record: Record) -> Image:
     return image
 
 
-def _artifacts(parts: Parts) -> GuestArtifacts:
+def artifacts_of(parts: Parts, record: Record) -> GuestArtifacts:
+    """Kernel and initrd of the open run, which a wake needs as they were. Raises Retry."""
+    kernel = record.kernel
+    if kernel is None:
+        raise Bug(f"instance {record.uid}: no run is prepared")
+    newest = parts.artifacts
+    if newest and (newest.digest, newest.initrd_digest) == (kernel.digest, kernel.initrd):
+        return newest
+    if newest and newest.digest == kernel.digest and not kernel.initrd:
+        return newest  # booted by a release that did not note its initrd
+    found = find(parts.places.kernels, kernel.digest, kernel.initrd)
+    if found is None:
+        raise Retry(
+            f"the kernel {kernel.version} or the initrd that the guest was booted with is gone from"
+            f" {parts.places.kernels}",
+            reason="KernelChanged",
+        )
+    return found
+
+
+def _newest(parts: Parts) -> GuestArtifacts:
     if parts.artifacts is None:
         raise Retry(f"no guest kernel: {parts.no_artifacts}", reason="KernelMissing")
     return parts.artifacts

@@ -10,15 +10,13 @@ import asyncio
 import logging
 from dataclasses import dataclass, field
 
-from controller.core.desired import Desired, Mode
 from controller.core.observed import Unknown
 from controller.errors import Bug, TorporError
 from controller.host import files, runlock
 from controller.kube.resources import INSTANCES
-from controller.node import clock, identity
-from controller.node.observe import hardware
+from controller.node import clock, identity, snapshots
+from controller.node.observe import about
 from controller.node.parts import Parts
-from controller.node.record import Record
 from controller.node.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -71,7 +69,7 @@ class Sweep:
             "%s/%s (%s) exists no more, as two full lists said: taking it down",
             record.namespace, record.name, uid,
         )  # fmt: skip
-        return await self.worker.reap(_gone(record))
+        return await self.worker.reap(about(record))
 
     async def _remove_remains(self, uid: str) -> bool:
         """A directory without a record: a creation that was cut off before its first write."""
@@ -90,16 +88,4 @@ class Sweep:
         await self.parts.images.collect({r.image_digest for r in known if r.image_digest})
         kernels = {record.kernel.digest for record in known if record.kernel}
         await asyncio.to_thread(self.parts.kernels.collect, kernels)
-
-
-def _gone(record: Record) -> Desired:
-    return Desired(
-        uid=record.uid,
-        namespace=record.namespace,
-        name=record.name,
-        generation=0,
-        mode=Mode.GONE,
-        epoch=record.epoch,
-        image=record.image,
-        hardware=hardware(record),
-    )
+        await snapshots.collect(self.parts)

@@ -80,6 +80,10 @@ class Worker:
 
     async def reconcile(self, uid: str) -> float | None:
         """One pass for one Instance. Seconds until the next look; None: only when told."""
+        async with self.parts.memory.alone[uid]:
+            return await self._reconcile(uid)
+
+    async def _reconcile(self, uid: str) -> float | None:
         if self.contested():
             return PROGRESS_EVERY
         obj = self.intake.get(uid)
@@ -124,14 +128,15 @@ class Worker:
 
     async def reap(self, desired: Desired) -> bool:
         """Take down what has no object any more; True when nothing is left of it on this host."""
-        for _ in range(MAX_STEPS):
-            look = await self._look(desired)
-            steps = look.plan.steps
-            if not steps or isinstance(steps[0], DropFinalizer):
-                self._forget(desired.uid)  # nobody watches it, so nobody else would
-                return bool(steps)
-            await act(self.parts, desired, {"metadata": {}}, steps[0])
-        return False
+        async with self.parts.memory.alone[desired.uid]:
+            for _ in range(MAX_STEPS):
+                look = await self._look(desired)
+                steps = look.plan.steps
+                if not steps or isinstance(steps[0], DropFinalizer):
+                    self._forget(desired.uid)  # nobody watches it, so nobody else would
+                    return bool(steps)
+                await act(self.parts, desired, {"metadata": {}}, steps[0])
+            return False
 
     async def _look(self, desired: Desired) -> Look:
         seen = await observe(self.parts, desired)

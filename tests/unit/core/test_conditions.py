@@ -13,6 +13,7 @@ from controller.core.observed import ABSENT, Exit, Guest, Lock, Observed, Unknow
 from controller.core.plan import plan
 from controller.core.state import State
 from tests.values import RULES, a_record, a_vmm, a_wish, seen, seen_running
+from tests.world_memory import SNAPSHOT
 
 NOW = 100.0
 RUN, PAUSE, STOP = (a_wish(mode) for mode in (Mode.RUNNING, Mode.PAUSED, Mode.STOPPED))
@@ -76,7 +77,11 @@ def test_on_its_way_it_is_reconciling_for_the_same_reason(
     [
         (RUN, seen(overlay=False), "DiskMissing"),
         (RUN, seen(record=Unknown("m", "RecordNewer", True)), "RecordNewer"),
-        (a_wish(Mode.STANDBY), PAUSED, "NoPath"),
+        (
+            RUN,
+            seen(snapshot=replace(SNAPSHOT, reason="SnapshotCorrupt", problem="m")),
+            "SnapshotCorrupt",
+        ),
     ],
 )
 def test_what_no_retry_mends_is_stalled_and_not_reconciling(

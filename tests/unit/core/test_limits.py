@@ -4,7 +4,8 @@ import pytest
 
 from controller.core.desired import Desired, Hardware, Mode, Permit
 from controller.core.observed import ABSENT, Lock, Observed
-from controller.core.plan import Rules, plan
+from controller.core.plan import plan
+from controller.core.rules import Rules
 from controller.core.steps import CreateRecord
 from controller.vmm.driver import BOOT_EDGES
 

@@ -20,11 +20,12 @@ from controller.core.state import State, can_transition
 from controller.core.steps import Plan
 from tests.faults import FAULTS, agent_dies, heal
 from tests.values import DIGEST, RULES, a_wish
-from tests.world import Refused, Stopped, World, breathe, effects, look
+from tests.world import Refused, Stopped, World, ageless, breathe, effects, look
 
 MAX_STEPS = 40  # of one pass, as the worker has it
 MAX_ROUNDS = 60  # passes until the end, once nothing disturbs any more
-MODES = (Mode.RUNNING, Mode.PAUSED, Mode.STOPPED, Mode.GONE)
+MODES = (Mode.RUNNING, Mode.PAUSED, Mode.STANDBY, Mode.STOPPED, Mode.GONE)
+LIVING = MODES[:4]
 
 
 def next_plan(world: World, wish: Desired) -> Plan:
@@ -64,6 +65,13 @@ def one_pass(world: World, wish: Desired) -> Iterator[tuple[World, Plan]]:
         yield world, made
         if not made.steps or not world.finalizer:
             return
+        try:
+            effects(world, wish, made.steps[0])
+        except Stopped:
+            pass
+        except Refused:  # a step that failed ends the pass
+            yield replace(world, now=world.now + 0.5), made
+            return
         world = carry_out(world, wish, made)
     raise AssertionError(f"a pass without an end: {made.sentence}")
 
@@ -73,7 +81,8 @@ def hand_over(world: World, wish: Desired) -> Desired:
     record = world.record
     exited = record is not None and record.exited
     released = wish.reservation in world.given_back
-    if wish.mode in (Mode.STOPPED, Mode.GONE) or exited:
+    asleep = wish.mode is Mode.STANDBY and world.kept is not None
+    if wish.mode in (Mode.STOPPED, Mode.GONE) or exited or asleep:
         return replace(wish, permit=Permit.WITHHELD) if released else wish
     if wish.permit is Permit.GRANTED and not released:
         return wish
@@ -103,9 +112,10 @@ def trail(world: World, wish: Desired) -> Iterator[tuple[bool, World, Desired, P
         yield True, world, handed, made
         rests = made.settled or (made.waiting is not None and made.waiting.stalled)
         after = breathe(world)
-        if rests and handed == wish and replace(after, now=world.now) == world:
+        same = ageless(replace(after, now=world.now)) == ageless(world)
+        if rests and handed == wish and same:
             return
-        if made.wake_at is not None and replace(after, now=world.now) == world:
+        if made.wake_at is not None and same:
             after = replace(world, now=max(after.now, made.wake_at))
         world, wish = after, handed
     raise AssertionError(f"no rest: {made.sentence}")
@@ -120,7 +130,9 @@ def check_rest(world: World, wish: Desired, made: Plan) -> None:
     assert isinstance(record, Recorded)
     assert made.settled, made.sentence
     assert world.overlay, "the disk is gone"
-    if wish.draining or (record.exited and wish.mode is not Mode.STOPPED):
+    if wish.draining:
+        assert made.origin in (State.STOPPED, State.STANDBY)
+    elif record.exited and wish.mode is not Mode.STOPPED:
         assert made.origin is State.STOPPED
     else:
         assert made.origin is State(wish.mode.value)
@@ -132,7 +144,10 @@ def check_rest(world: World, wish: Desired, made: Plan) -> None:
     else:
         assert world.run_dirs == {(record.epoch, record.run)}
         assert not record.stop_ordered, "it rests with a stop that was ordered and not finished"
-        assert world.guest.started or world.vmm.state is State.PAUSED
+        started = world.guest.started or record.woken
+        assert started or world.vmm.state is State.PAUSED
+        assert not record.woken or record.repaired or world.vmm.state is State.PAUSED
+        assert not record.saving
 
 
 def running(policy: RestartPolicy = RestartPolicy.ON_FAILURE) -> tuple[World, Desired]:
@@ -147,7 +162,7 @@ def test_every_mode_is_reached_from_nothing(mode: Mode) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("origin", MODES[:3])
+@pytest.mark.parametrize("origin", LIVING)
 def test_every_mode_is_reached_from_every_other(origin: Mode, mode: Mode) -> None:
     world, wish, _ = settle(World(), a_wish(origin))
     world, wish, made = settle(world, replace(wish, mode=mode))
@@ -181,14 +196,14 @@ def key(world: World) -> World:
             stop_ordered_at=None if record.stop_ordered_at is None else float(late),
             retry_at=None if record.retry_at is None else float(record.retry_at > world.now),
         )
-    return replace(world, record=record, now=0.0)
+    return ageless(replace(world, record=record, now=0.0))
 
 
 @pytest.mark.parametrize("policy", RestartPolicy)
 def test_every_fault_at_every_place_of_every_way_ends_well(policy: RestartPolicy) -> None:
     """From each settled mode: each change, each crash point or world on its way, each fault."""
     done = set()
-    for origin in MODES[:3]:
+    for origin in LIVING:
         start, wish, _ = settle(World(), a_wish(origin, restart=policy))
         ways = [(World(), a_wish(origin, restart=policy)), *((start, w) for w in changes(wish))]
         for way_world, way_wish in ways:
@@ -200,6 +215,22 @@ def test_every_fault_at_every_place_of_every_way_ends_well(policy: RestartPolicy
                         continue
                     done.add(case)
                     suffer(struck, asked)
+    assert len(done) > 100
+
+
+def test_change_of_mind_at_every_place_of_every_way_ends_well() -> None:
+    """From each settled mode to each other one; on the way, a third is asked for."""
+    done = set()
+    for origin in LIVING:
+        start, wish, _ = settle(World(), a_wish(origin))
+        for way_wish in changes(wish):
+            for world, asked in places(start, way_wish):
+                for mind in changes(asked):
+                    case = (key(world), mind)
+                    if case in done or (asked.mode is Mode.GONE and mind.mode is not Mode.GONE):
+                        continue
+                    done.add(case)
+                    suffer(world, mind)
     assert len(done) > 100
 
 
@@ -234,7 +265,7 @@ class Life(RuleBasedStateMachine):
         self.ever_gone = False
 
     @precondition(lambda self: self.wish.mode is not Mode.GONE)
-    @rule(change=st.integers(0, 9))
+    @rule(change=st.integers(0, 10))
     def user_or_operator_changes_something(self, change: int) -> None:
         wish = list(changes(self.wish))[change]
         if wish.draining and wish.mode is Mode.GONE:

@@ -24,9 +24,11 @@ from controller.core.observed import (
     Observed,
     Unknown,
 )
-from controller.core.plan import Rules, plan
+from controller.core.plan import plan
+from controller.core.rules import Rules
 from controller.core.state import State, all_edges, can_transition
 from tests.values import DIGEST, HARDWARE, RULES, a_record, a_run, a_vmm, a_wish, seen, seen_running
+from tests.world_memory import SNAPSHOT
 
 NOW = 100.0
 EXIT = Exit(3, "exited 3")
@@ -117,7 +119,6 @@ CASES: dict[str, tuple[Desired, Observed, str]] = {
     "it shut down as ordered": (STOP, shut(stop_ordered=True), "KillVmm"),
     "it is dead as ordered": (STOP, dead(stop_ordered=True), "CloseRun"),
     "it is stopped": (STOP, seen(), "ReleaseReservation"),
-    "it is evicted": (replace(RUN, permit=Permit.EVICTING), seen_running(), "OrderStop ShutDownGuest"),
     "it was evicted": (replace(RUN, permit=Permit.EVICTING), seen(), "ReleaseReservation"),
     "the node goes down": (replace(RUN, draining=True), seen_running(), "OrderStop ShutDownGuest"),
     "the node went down": (replace(RUN, draining=True), seen(), ""),
@@ -183,7 +184,6 @@ WAITS: dict[str, tuple[Desired, Observed, str, bool]] = {
     "it shuts down": (STOP, told(99, stopping=True), "Stopping", False),
     "the disk is full": (RUN, seen_running(vmm=a_vmm(State.PAUSED, storage_full=True)), "StorageFull", False),
     "the object is older than the record": (RUN, seen(record=a_record(epoch=2)), "StaleView", False),
-    "Standby is not built": (a_wish(Mode.STANDBY), paused(), "NoPath", True),
 }  # fmt: skip
 
 
@@ -290,7 +290,7 @@ LOOKS = st.builds(
     image=_IMAGES,
     kernel=st.sampled_from(("6.1", ABSENT, BLIND)),
     overlay=st.sampled_from((True, False, BLIND)),
-    snapshot=st.sampled_from((False, True, BLIND)),
+    snapshot=st.sampled_from((ABSENT, SNAPSHOT, BLIND)),
     stopping=st.booleans(),
 )
 WISHES = st.builds(

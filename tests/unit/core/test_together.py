@@ -74,6 +74,12 @@ def test_creation_as_stopped_takes_two_writes_and_no_pod() -> None:
         ("Paused", "Stopped", 1),
         ("Stopped", "Running", 2),
         ("Stopped", "Paused", 2),
+        ("Running", "Standby", 1),
+        ("Paused", "Standby", 1),
+        ("Stopped", "Standby", 2),
+        ("Standby", "Running", 2),
+        ("Standby", "Paused", 2),
+        ("Standby", "Stopped", 1),
     ],
 )
 def test_transition_takes_few_writes(origin: str, target: str, writes: int) -> None:
@@ -85,7 +91,7 @@ def test_transition_takes_few_writes(origin: str, target: str, writes: int) -> N
     check(cluster)
 
 
-@pytest.mark.parametrize("mode", ["Running", "Paused", "Stopped"])
+@pytest.mark.parametrize("mode", ["Running", "Paused", "Standby", "Stopped"])
 def test_idle_instance_is_never_written(mode: str) -> None:
     cluster = settled()
     cluster.user({"operatingMode": mode})
@@ -94,7 +100,7 @@ def test_idle_instance_is_never_written(mode: str) -> None:
         assert cluster.quiet() == 0
 
 
-@pytest.mark.parametrize("mode", ["Running", "Paused", "Stopped"])
+@pytest.mark.parametrize("mode", ["Running", "Paused", "Standby", "Stopped"])
 def test_deletion_leaves_nothing(mode: str) -> None:
     cluster = settled()
     cluster.user({"operatingMode": mode})

@@ -61,13 +61,13 @@ def test_fresh_object_has_no_hardware_yet() -> None:
 
 
 def test_field_of_a_later_release_is_no_error() -> None:
-    assert desired(with_spec(forkFrom={"name": "x"})) == desired(OBJECT)
+    assert desired(with_spec(snapshotOf={"name": "x"})) == desired(OBJECT)
 
 
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"image": None}, "spec.image"),
+        ({"image": None}, "exactly one of image and forkFrom"),
         ({"operatingMode": "Hibernated"}, "Hibernated"),
         ({"restartPolicy": "Sometimes"}, "spec.restartPolicy"),
         ({"stopTimeoutSeconds": -1}, "spec.stopTimeoutSeconds"),

@@ -12,7 +12,8 @@ from controller.core.observed import Unknown
 from controller.errors import Bug, Retry, TorporError
 from controller.host import runlock
 from controller.kube.resources import NAMESPACES
-from controller.node import clock
+from controller.memory.store import MemoryStore
+from controller.node import clock, snapshots
 from controller.node.places import Places
 from controller.node.record import NAME, Record, Records
 from controller.node.sweep import Sweep
@@ -78,6 +79,10 @@ class Host:
     def load(self) -> None:
         self.records = Records(self.places.instances)
         self.records.load()
+        self.snapshots = MemoryStore(
+            self.places.memory, lambda: snapshots.references(self.places, self.records)
+        )
+        self.snapshots.start()
 
     def put(self, one: Record) -> str:
         self.records.save(one)

@@ -1,0 +1,78 @@
+"""How a fork begins: what of its source it takes, and when it may.
+
+======= ============== ===================================== ==================================
+fork    step           effect                                a crash before it leaves
+======= ============== ===================================== ==================================
+1       CreateRecord   record: whose child, not provisioned  nothing
+2       TakeFork       a Running source is paused; device    a source that goes on (its own
+                       state, pages, disk; it goes on;       record says that it ran), files
+                       files synced, manifest;               that nobody names, a half disk:
+                       **record: provisioned**               2 is repeated from the start
+======= ============== ===================================== ==================================
+
+From there a fork is an Instance like any other: Stopped, or Standby with a snapshot of its own
+that shares every file with its source. Nothing of the source's is touched by what follows. What
+does not live here: which node and which source (``placement``), and how it is done (``node``).
+"""
+
+from dataclasses import replace
+
+from controller.core.desired import Desired, Fork, Workload
+from controller.core.observed import Absent, Observed, Source, Unknown
+from controller.core.state import State
+from controller.core.steps import CreateRecord, Plan, Step, TakeFork
+from controller.core.waiting import LOOK_AGAIN_SECONDS, wait
+
+_ALIVE = (State.RUNNING, State.PAUSED)
+
+
+def take(draft: Plan, desired: Desired, wish: Fork, seen: Observed, now: float) -> Plan:
+    """The steps from Absent to a disk, and memory, of its own; or what is in the way."""
+    source = seen.source
+    if isinstance(source, Unknown):
+        return wait(draft, now, source.reason, source.why, stalled=source.stalled)
+    if isinstance(source, Absent):
+        return wait(
+            draft, now, "SourceGone",
+            f"the Instance that it is to be forked from (UID {wish.parent}) is gone from this "
+            "node; delete this one, or recreate it with a source that exists",
+            stalled=True,
+        )  # fmt: skip
+    if in_the_way := _refusal(source, wish, desired.workload):
+        reason, message, stalled = in_the_way
+        # nobody tells us what happens to another Instance, so it is looked at again in any case
+        refused = wait(draft, now, reason, message, stalled=stalled)
+        return replace(refused, wake_at=now + LOOK_AGAIN_SECONDS)
+    landing = State.STANDBY if _inherits_memory(source) else State.STOPPED
+    create: tuple[Step, ...] = (CreateRecord(),) if isinstance(seen.record, Absent) else ()
+    return replace(draft, way=(State.ABSENT, landing), steps=(*create, TakeFork()))
+
+
+def _refusal(source: Source, wish: Fork, workload: Workload) -> tuple[str, str, bool] | None:
+    """(reason, message, stalled) of what keeps it from being forked now."""
+    name = source.name
+    if source.ending:
+        return "SourceNotReady", f"its source {name} is going down; waiting for it", False
+    if source.state in _ALIVE and not wish.from_running:
+        return (
+            "SourceRunning",
+            f"its source {name} is {source.state.value}: put it to Standby or Stopped, or recreate "
+            "this Instance with forkFrom.fromRunning: true to let it be paused for a moment",
+            True,
+        )
+    settled = source.state in (State.STOPPED, State.STANDBY)
+    if not settled and not (source.state in _ALIVE and source.started):
+        where = source.state.value
+        return "SourceNotReady", f"its source {name} is {where}; waiting for it to be up", False
+    if _inherits_memory(source) and workload != Workload():
+        return (
+            "WorkloadInherited",
+            f"it goes on with the memory of {name}, so env, command and args cannot be given: "
+            "recreate it without them, or fork the source while it is Stopped",
+            True,
+        )
+    return None
+
+
+def _inherits_memory(source: Source) -> bool:
+    return source.state is State.STANDBY or source.state in _ALIVE
