@@ -196,8 +196,9 @@ class Driver(Protocol):
     async def load(self, handle: Handle, fd: int) -> None:
         """A VMM started to receive: read the device state from ``fd``; ends Paused.
 
-        Raises NotAllowed, nothing done, unless it is Created and waits for a state; else Blocked
-        (DeviceStateRefused) or Retry, and the VMM is proven dead.
+        Raises NotAllowed, nothing done, unless it is Created and waits for a state, and as
+        ``state`` when it cannot be asked; else Blocked (DeviceStateRefused) or Retry
+        (DeviceStateUnloaded), and the VMM is proven dead.
         """
         ...
 

@@ -534,18 +534,190 @@ def _copies(rig: Rig, run: Run) -> tuple[Disk, ...]:
     )
 
 
-async def test_device_state_that_is_none_is_refused_and_ends_the_vmm(
-    rig: Rig, driver: Driver, tmp_path: Path
-) -> None:
-    run = rig.run(incoming=True)
+@pytest.fixture
+async def paused(rig: Rig, driver: Driver) -> AsyncIterator[Run]:
+    """A VMM that has run for a moment, with a disk; dead at the end."""
+    run = rig.run(disks=(_disk(rig, "one"),))
     await rig.start(driver, run)
-    (tmp_path / "junk").write_bytes(b"no device state at all" * 100)
-    fd = os.open(tmp_path / "junk", os.O_RDONLY)
-    with pytest.raises(Blocked) as caught:
+    await driver.resume(handle(run))
+    await driver.pause(handle(run))
+    yield run
+    await driver.kill(handle(run))
+
+
+def _disk(rig: Rig, serial: str) -> Disk:
+    return Disk(serial, sparse(rig.home / f"{serial}-{time.monotonic_ns()}", MIB), read_only=False)
+
+
+async def _save(driver: Driver, run: Run, path: Path) -> None:
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    try:
+        await driver.save(handle(run), fd)
+    finally:
+        os.close(fd)
+
+
+async def _load(driver: Driver, run: Run, path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
         await driver.load(handle(run), fd)
+    finally:
+        os.close(fd)
+
+
+async def test_a_saved_vmm_stays_paused_and_can_be_saved_again(
+    driver: Driver, paused: Run, tmp_path: Path
+) -> None:
+    for number in range(2):
+        await _save(driver, paused, tmp_path / str(number))
+        assert (await driver.state(handle(paused))).state is State.PAUSED
+    assert (tmp_path / "0").read_bytes() == (tmp_path / "1").read_bytes()
+    await driver.resume(handle(paused))
+    assert (await driver.state(handle(paused))).state is State.RUNNING
+
+
+async def test_a_state_that_cannot_be_written_is_a_retry_and_harms_nobody(
+    driver: Driver, paused: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "state").touch()
+    fd = os.open(tmp_path / "state", os.O_RDONLY)
+    with pytest.raises(Retry) as caught:
+        await driver.save(handle(paused), fd)
     os.close(fd)
+    assert not isinstance(caught.value, NotAllowed)
+    await driver.resume(handle(paused))
+    assert (await driver.state(handle(paused))).state is State.RUNNING
+
+
+async def test_state_is_loaded_once_into_a_vmm_that_waits_for_it(
+    rig: Rig, driver: Driver, paused: Run, tmp_path: Path
+) -> None:
+    await _save(driver, paused, tmp_path / "state")
+    twin = rig.run(disks=(_disk(rig, "one"),), incoming=True)
+    await rig.start(driver, twin)
+    assert (await driver.state(handle(twin))).state is State.CREATED
+    with pytest.raises(NotAllowed):
+        await _save(driver, twin, tmp_path / "none")
+    await _load(driver, twin, tmp_path / "state")
+    assert (await driver.state(handle(twin))).state is State.PAUSED
+    with pytest.raises(NotAllowed):
+        await _load(driver, twin, tmp_path / "state")
+    # Not consumed: what was loaded can be saved, and is the same.
+    await _save(driver, twin, tmp_path / "again")
+    assert (tmp_path / "again").stat().st_size == (tmp_path / "state").stat().st_size
+    assert (await driver.state(handle(twin))).state is State.PAUSED
+    with pytest.raises(NotAllowed):
+        await _load(driver, paused, tmp_path / "state")
+    assert (await driver.state(handle(paused))).state is State.PAUSED
+    await driver.kill(handle(twin))
+
+
+def _damage(data: bytes, how: str) -> bytes:
+    return {
+        "empty": b"",
+        "half": data[: len(data) // 2],
+        "no state": b"no device state at all" * 100,
+        "its beginning": b"\0" + data[1:],
+    }[how]
+
+
+@pytest.mark.parametrize("how", ["empty", "half", "no state", "its beginning"])
+async def test_damaged_device_state_is_refused_and_ends_the_vmm(
+    rig: Rig, driver: Driver, paused: Run, tmp_path: Path, how: str
+) -> None:
+    await _save(driver, paused, tmp_path / "state")
+    (tmp_path / "state").write_bytes(_damage((tmp_path / "state").read_bytes(), how))
+    await _refused(rig, driver, rig.run(disks=(_disk(rig, "one"),), incoming=True), tmp_path)
+
+
+@pytest.mark.parametrize("other", ["a disk less", "a disk more", "more memory"])
+async def test_other_devices_are_described_as_such_also_where_the_vmm_takes_the_state(
+    rig: Rig, driver: Driver, paused: Run, tmp_path: Path, other: str
+) -> None:
+    await _save(driver, paused, tmp_path / "state")
+    disks = [_disk(rig, "one"), _disk(rig, "two")]
+    twin = rig.run(disks=tuple(disks[: {"a disk less": 0, "a disk more": 2}.get(other, 1)]))
+    hardware = dataclasses.replace(
+        twin.machine.hardware, memory=(4096 if other == "more memory" else 128) * MIB
+    )
+    twin.machine = dataclasses.replace(twin.machine, hardware=hardware, incoming=True)
+    mine = await driver.describe(paused.machine)
+    assert (await driver.describe(twin.machine)).devices != mine.devices
+    if rig.kind == "qemu" and other != "a disk less":
+        await rig.start(driver, twin)
+        await _load(driver, twin, tmp_path / "state")  # QEMU does not notice
+        await driver.kill(handle(twin))
+        return
+    await _refused(rig, driver, twin, tmp_path)
+
+
+async def _refused(rig: Rig, driver: Driver, run: Run, home: Path) -> None:
+    await rig.start(driver, run)
+    with pytest.raises(Blocked) as caught:
+        await _load(driver, run, home / "state")
     assert caught.value.reason == "DeviceStateRefused"
-    await until(lambda: not run.locked, 5)
+    assert not run.locked
+
+
+async def test_a_vmm_that_is_killed_while_it_loads_says_nothing_of_the_state(
+    rig: Rig, driver: Driver, paused: Run
+) -> None:
+    twin = rig.run(disks=(_disk(rig, "one"),), incoming=True)
+    await rig.start(driver, twin)
+    reader, writer = os.pipe()  # a state of which no more comes
+    os.set_blocking(reader, False)
+    os.write(writer, b"Q")
+    try:
+        if rig.kind == "hollow":
+            (rig.faults / "all").write_text("load=hang")
+        loading = asyncio.create_task(driver.load(handle(twin), reader))
+        await asyncio.sleep(0.2)
+        assert not loading.done()
+        os.kill(handle(twin).identity.pid, signal.SIGKILL)
+        with pytest.raises(Retry) as caught:
+            await loading
+    finally:
+        (rig.faults / "all").unlink(missing_ok=True)
+        os.close(reader)
+        os.close(writer)
+    assert caught.value.reason == "DeviceStateUnloaded"
+    assert not twin.locked
+
+
+async def test_memory_that_nobody_would_save_is_refused(
+    rig: Rig, driver: Driver, paused: Run, tmp_path: Path
+) -> None:
+    if rig.kind == "hollow":
+        (rig.faults / "all").write_text("save=unknown")
+    else:
+        added = {"qom-type": "memory-backend-ram", "id": "more", "size": 16 * MIB}
+        await people(rig, paused, "", "object-add", **added)
+    with pytest.raises(Blocked) as caught:
+        await _save(driver, paused, tmp_path / "state")
+    (rig.faults / "all").unlink(missing_ok=True)
+    assert caught.value.reason == "UnknownMemory"
+    assert (tmp_path / "state").stat().st_size == 0
+    if rig.kind == "qemu":
+        await people(rig, paused, "", "object-del", id="more")
+    await _save(driver, paused, tmp_path / "state")
+
+
+async def test_a_fork_is_described_as_its_source_and_other_hardware_is_not(
+    rig: Rig, driver: Driver
+) -> None:
+    source = rig.run(disks=(_disk(rig, "one"),)).machine
+    image = rig.home / "image"
+    fork = rig.run(disks=(_disk(rig, "one"),), incoming=True, memory_image=image).machine
+    model = await driver.describe(source)
+    assert await driver.describe(fork) == model
+    version = await driver.probe()
+    assert (model.version, model.machine_type) == (version.version, version.machine_type)
+    assert model.build
+    for change in ({"vcpus": 2}, {"memory": 256 * MIB}):
+        other = dataclasses.replace(source, hardware=dataclasses.replace(source.hardware, **change))
+        assert (await driver.describe(other)).devices != model.devices
+    more = dataclasses.replace(source, disks=(*source.disks, _disk(rig, "two")))
+    assert (await driver.describe(more)).devices != model.devices
 
 
 # --- how a guest ends -----------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """Hollow guests asleep: what they keep in RAM and on disk, and what they make of being woken."""
 
 import asyncio
+import dataclasses
 import json
 import os
 import signal
 import struct
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -18,8 +20,8 @@ from controller.host import process
 from controller.vmm.driver import NotAllowed
 from controller.vmm.hollow_herd import HollowHerd
 from controller.vmm.machine import Disk
-from tests.node.lab import Lab, handle
-from tests.node.rigs import MIB, VMM_UID, Rig, Run, sparse
+from tests.node.lab import LINEAGE, Lab, handle
+from tests.node.rigs import MIB, VMM_UID, Rig, Run, sparse, status_of
 from tests.waiting import until
 
 pytestmark = [pytest.mark.node, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
@@ -101,6 +103,28 @@ async def test_a_guest_goes_on_counting_from_where_it_slept(lab: Lab) -> None:
     again = await lab.wake(second)
     assert await count(again) == 3
     assert await identity(again) == await identity(again)
+
+
+@pytest.mark.parametrize("uid", [VMM_UID, VMM_UID - 1])
+async def test_a_base_is_closed_to_whoever_has_not_its_group(lab: Lab, uid: int) -> None:
+    run = await lab.start()
+    await lab.driver.resume(handle(run))
+    manifest = await lab.sleep(run)
+    base = lab.store.path(manifest.base)
+    stranger = lab.rig.run(incoming=True, memory_image=base)
+    stranger.launch = dataclasses.replace(stranger.launch, uid=uid, gid=uid, groups=())
+    os.chown(stranger.machine.run_dir, uid, uid)
+    with pytest.raises(Blocked):
+        await lab.rig.start(lab.driver, stranger)
+    assert b"Permission denied" in stranger.read("vmm")
+    assert not stranger.locked
+    read = ["setpriv", f"--reuid={uid}", "--clear-groups", "cat", str(base)]
+    done = subprocess.run(read, capture_output=True, text=True, timeout=10)  # noqa: ASYNC221
+    assert "Permission denied" in done.stderr
+    assert done.stdout == ""
+    woken = await lab.wake(manifest)
+    assert str(LINEAGE) in status_of(handle(woken).identity)["Groups"].split()
+    assert str(base) in Path(f"/proc/{handle(woken).identity.pid}/maps").read_text()
 
 
 async def test_every_byte_of_ram_is_there_again(lab: Lab) -> None:

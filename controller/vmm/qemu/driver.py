@@ -14,8 +14,7 @@ from typing import Any
 
 from controller.core.capacity import VMM_OVERHEAD
 from controller.core.state import State
-from controller.errors import Blocked, Bug, Retry, Timeout
-from controller.host.process import wait_dead
+from controller.errors import Blocked, Bug, Retry
 from controller.vmm.birth import GREETING_SECONDS, greeted
 from controller.vmm.driver import (
     BOOT_EDGES,
@@ -32,9 +31,10 @@ from controller.vmm.driver import (
 )
 from controller.vmm.held import Held, HeldVmms, kill
 from controller.vmm.machine import Launch, Machine, socket_path
-from controller.vmm.qemu import birth
+from controller.vmm.qemu import birth, ramblocks
 from controller.vmm.qemu.argv import MAX_VOLUMES, ending_file
 from controller.vmm.qemu.binary import Binary
+from controller.vmm.qemu.loading import Loading
 from controller.vmm.qemu.model import cpu_of, device_model
 from controller.vmm.qemu.monitor import CONNECT_SECONDS, Monitor
 from controller.vmm.qemu.state import vmm_state
@@ -150,6 +150,9 @@ class QemuDriver:
     async def save(self, handle: Handle, fd: int) -> None:
         """As the contract says. Takes milliseconds; the guest stays paused whatever happens."""
         vmm = await self._require(handle, {State.PAUSED}, "save")
+        # Asked anew each time (half a millisecond): people with a monitor can add memory.
+        answer = await vmm.link.execute("x-query-ramblock")
+        ramblocks.check(str(answer["human-readable-text"]))
         added = await vmm.link.execute_with_fd("add-fd", {}, fd)
         fdset = added["fdset-id"]
         try:
@@ -160,26 +163,55 @@ class QemuDriver:
                 {"filename": f"/dev/fdset/{fdset}", "live": False},
                 STATE_SECONDS,
             )
+        except NotAllowed as error:
+            raise Retry(str(error), reason="DeviceStateUnsaved") from error
         finally:
             with contextlib.suppress(Retry):
                 await vmm.link.execute("remove-fd", {"fdset-id": fdset})
 
     async def load(self, handle: Handle, fd: int) -> None:
-        """As the contract says. Raises Blocked when the VMM refused the state; then it is dead."""
+        """As the contract says."""
         vmm = await self._require(handle, {State.CREATED}, "load")
-        vmm.link.loaded = asyncio.get_running_loop().create_future()
+        loading = Loading(vmm.process)
+        vmm.link.loaded = loading.told
         try:
-            events = [{"capability": "events", "state": True}]
-            await vmm.link.execute("migrate-set-capabilities", {"capabilities": events})
-            await vmm.link.execute_with_fd("getfd", {"fdname": "state"}, fd)
-            try:
-                await vmm.link.execute("migrate-incoming", {"uri": "fd:state"})
-            except NotAllowed:
-                await vmm.link.execute("closefd", {"fdname": "state"})
-                raise
-            await self._loaded(vmm, vmm.link.loaded)
+            await self._begin_load(vmm, fd, loading)
+            await loading.completed(STATE_SECONDS)
+            await self._check_paused(vmm)
+        except NotAllowed:
+            raise
+        except BaseException as error:
+            # It has run nothing, and nobody knows what it may still do.
+            await asyncio.shield(self.kill(handle))
+            if isinstance(error, Retry):
+                text = f"the VMM of {handle.uid} loaded no device state and was ended: {error}"
+                raise Retry(text, reason="DeviceStateUnloaded") from error
+            raise
         finally:
             vmm.link.loaded = None
+            loading.forget()
+
+    async def _begin_load(self, vmm: _Vmm, fd: int, loading: Loading) -> None:
+        """Send the command. Raises NotAllowed, nothing done, and Retry where it cannot be sent."""
+        events = [{"capability": "events", "state": True}]
+        await vmm.link.execute("migrate-set-capabilities", {"capabilities": events})
+        await vmm.link.execute_with_fd("getfd", {"fdname": "state"}, fd)
+        try:
+            await vmm.link.execute("migrate-incoming", {"uri": "fd:state"})
+        except NotAllowed:  # it was started to boot
+            await vmm.link.execute("closefd", {"fdname": "state"})
+            raise
+        except Retry:
+            await loading.dies()  # of what it read: how it died will tell
+
+    async def _check_paused(self, vmm: _Vmm) -> None:
+        """Whatever a state says, nothing runs yet."""
+        now = (await self._state(vmm)).state
+        if now is not State.PAUSED:
+            raise Blocked(
+                f"the VMM of {vmm.handle.uid} is {now.value} after loading its device state",
+                reason="DeviceStateRefused",
+            )
 
     async def release(self, uid: str) -> None:
         """As the contract says."""
@@ -203,22 +235,6 @@ class QemuDriver:
     async def _command(self, handle: Handle, command: str, origin: set[State], done: State) -> None:
         vmm = await self._require(handle, {*origin, done}, command)
         await vmm.link.execute(command)
-
-    async def _loaded(self, vmm: _Vmm, status: asyncio.Future[str]) -> None:
-        death = asyncio.ensure_future(wait_dead(vmm.process.pidfd))
-        either: set[asyncio.Future[Any]] = {status, death}
-        try:
-            await asyncio.wait(either, timeout=STATE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            if status.done() and status.result() == "completed":
-                return
-            if status.done() or death.done():
-                raise Blocked(
-                    f"the VMM of {vmm.handle.uid} refused the device state; its log says why",
-                    reason="DeviceStateRefused",
-                )
-            raise Timeout(f"the VMM of {vmm.handle.uid} did not load its device state in time")
-        finally:
-            death.cancel()
 
     async def _ready(self, handle: Handle) -> _Vmm:
         """The VMM of ``handle``: found again if need be, connected, known to be the right one."""
