@@ -713,8 +713,11 @@ async def test_a_fork_is_described_as_its_source_and_other_hardware_is_not(
     version = await driver.probe()
     assert (model.version, model.machine_type) == (version.version, version.machine_type)
     assert model.build
-    for change in ({"vcpus": 2}, {"memory": 256 * MIB}):
-        other = dataclasses.replace(source, hardware=dataclasses.replace(source.hardware, **change))
+    for hardware in (
+        dataclasses.replace(source.hardware, vcpus=2),
+        dataclasses.replace(source.hardware, memory=256 * MIB),
+    ):
+        other = dataclasses.replace(source, hardware=hardware)
         assert (await driver.describe(other)).devices != model.devices
     more = dataclasses.replace(source, disks=(*source.disks, _disk(rig, "two")))
     assert (await driver.describe(more)).devices != model.devices
