@@ -3,7 +3,7 @@
 An Instance of this host is an orphan when its object is absent from a full, fresh, error-free list
 of *all* Instances, and from a second one at least ``orphan_sweep_seconds`` later; the lists must be
 of the cluster this agent started with. A failed list proves nothing. The same walk gives back
-images and kernels that nothing needs.
+images, kernels and memory that nothing needs, and gives sleepers new bases where that is due.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from controller.kube.resources import INSTANCES
 from controller.node import clock, identity, snapshots
 from controller.node.observe import about
 from controller.node.parts import Parts
+from controller.node.rebasing import rebase_sleepers
 from controller.node.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ class Sweep:
     async def once(self) -> tuple[str, ...]:
         """One walk. Returns the UIDs that were taken down."""
         await self._collect()
+        for uid in await rebase_sleepers(self.parts):
+            self.worker.intake.news(uid)  # its sizes are others now
         missing = await self._missing()
         now = clock.now()
         self.suspects = {uid: self.suspects.get(uid, now) for uid in missing}

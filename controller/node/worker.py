@@ -4,6 +4,7 @@ One key (an Instance's UID) is never worked on twice at once; many keys are. Wha
 one sentence. A pass may be cut off at any point: the next one starts from what is.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,7 @@ Object = dict[str, Any]
 MAX_STEPS = 40  # of one pass; no way through the graph needs half of it
 PROGRESS_AFTER = 2.0  # seconds: a transition shorter than this writes only its end
 PROGRESS_EVERY = 10.0
+SHORT_STEP = 0.2  # a step that ends sooner is not worth a write of its own
 RETRY_FIRST, RETRY_LAST = 0.5, 60.0
 
 # Reasons of a transition under way: worth a write only when it takes long.
@@ -108,7 +110,7 @@ class Worker:
                 self._failed(desired, step, failure, track)
                 break
             last = step
-            done = await self._step(desired, obj, look.plan, step, track)
+            done, obj = await self._step(desired, obj, look, step, track)
             if done and isinstance(step, DropFinalizer):
                 return None
             if self.intake.moved_on(uid, replace(desired, draining=False)):
@@ -172,21 +174,44 @@ class Worker:
         return track
 
     async def _step(
-        self, desired: Desired, obj: Object, plan: Plan, step: Step, track: Track
-    ) -> bool:
-        log.info("%s/%s: %s: %s", desired.namespace, desired.name, step.name, plan.because)
+        self, desired: Desired, obj: Object, look: Look, step: Step, track: Track
+    ) -> tuple[bool, Object]:
+        """Carry ``step`` out: whether it was done, and the newest object."""
+        log.info("%s/%s: %s: %s", desired.namespace, desired.name, step.name, look.plan.because)
+        work = asyncio.ensure_future(act(self.parts, desired, obj, step))
         try:
             with metrics.STEP_SECONDS.labels(step.name).time():
-                await act(self.parts, desired, obj, step)
+                obj = await self._shown_when_long(work, obj, desired, look, track)
+                await work
         except TimeoutError:
             failure = Retry(f"{step.name} took too long", reason="Timeout")
             self._failed(desired, step, failure, track)
-            return False
+            return False, obj
         except TorporError as err:
             self._failed(desired, step, err, track)
-            return False
+            return False, obj
+        finally:
+            if not work.done():  # we are cancelled; what it holds is not left behind
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
         track.failure, track.tries = None, 0
-        return True
+        return True, obj
+
+    async def _shown_when_long(
+        self, work: asyncio.Future[None], obj: Object, desired: Desired, look: Look, track: Track
+    ) -> Object:
+        """Wait for a step; one that takes long is written down once while it goes on."""
+        since = track.since if track.since is not None else clock.now()
+        due = max(since + PROGRESS_AFTER, track.written + PROGRESS_EVERY)
+        await asyncio.wait({work}, timeout=max(SHORT_STEP, due - clock.now()))
+        if work.done() or not self._worth_a_word(obj, look, track):
+            return obj
+        track.written = clock.now()
+        try:
+            return await self._write(obj, desired, look, track)
+        except TorporError as err:  # the step's end will be told
+            log.debug("%s/%s: progress: %s", desired.namespace, desired.name, err)
+            return obj
 
     def _failed(self, desired: Desired, step: Step, err: TorporError, track: Track) -> None:
         stalled = isinstance(err, Blocked | Rejected | Bug)
