@@ -242,6 +242,29 @@ def test_fork_of_a_fork_follows_when_that_is_done(scene: Scene) -> None:
     assert placed["status"]["lineage"] == {"parent": child, "root": root, "depth": 2}
 
 
+def test_tree_shows_the_family_when_the_source_is_gone(scene: Scene) -> None:
+    root = scene.asleep("web")["metadata"]["uid"]
+    for name in ("one", "two"):
+        scene.fork(name, "web", "Standby")
+        scene.until_scheduled(name, "False", "NotNeeded")
+    scene.agent_says("one", "Standby", lineage={"forkedAt": TIME}, snapshot=SNAPSHOT)
+    rest = [["├─", "one", "Standby", "3.9Mi"], ["└─", "two", "Stopped"]]
+    assert _tree(scene, "two") == [["web", "Standby", "3.9Mi"], *rest]
+    scene.admin.delete(scene.path("web"))
+    scene.admin.patch(scene.path("web"), {"metadata": {"finalizers": None}})
+    assert _tree(scene, "one") == [[root, "(deleted)"], *rest]
+
+
+def _tree(scene: Scene, name: str) -> list[list[str]]:
+    argv = [sys.executable, "-m", "controller", "tree", name, "-n", scene.namespace]
+    argv += ["--kubeconfig", str(scene.plane.kubeconfig)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    header, *rows = done.stdout.splitlines()
+    assert header.split() == ["NAME", "STATE", "SNAPSHOT"]
+    return [row.split() for row in rows]
+
+
 def test_forks_of_each_other_are_stalled_until_one_goes(scene: Scene) -> None:
     scene.fork("a", "b")
     scene.fork("b", "a")
