@@ -17,6 +17,7 @@ from controller.core.observed import (
     ImagePulling,
     Lock,
     Observed,
+    Snapshot,
     Unknown,
 )
 from controller.errors import Rejected
@@ -175,8 +176,8 @@ LOOKS = [
         ABSENT, Lock.FREE, ABSENT, ABSENT, ImageFailed("ImageDenied", "no", True, 9.5), "6.1", True
     ),
     Observed(
-        ABSENT, Lock.FREE, ABSENT, ABSENT, ImagePulling("40 %"), "6.1", True, snapshot=True,
-        stopping=True,
+        ABSENT, Lock.FREE, ABSENT, ABSENT, ImagePulling("40 %"), "6.1", True,
+        snapshot=Snapshot("2026-01-01T00:00:00Z", 4096, 512, 90, "qemu 10.0.2"), stopping=True,
     ),
 ]  # fmt: skip
 
