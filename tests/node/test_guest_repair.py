@@ -36,8 +36,8 @@ OTHER_ID = "fedcba9876543210" * 2
 SEED = bytes(range(64))
 
 # Says over and over what it sees, one process at a time: what two guests with the same state draw
-# is the same only if they draw it in the same order. Called "full" it fills its disk; asked to stop
-# it ends once it is not called "web" any more.
+# is the same only if they draw it in the same order. Called "full" it fills its disk, called
+# "readonly" it lets nobody write there; asked to stop it ends once it is not called "web".
 WORKLOAD = r"""
 trap 'echo "<term>"; end=1' TERM
 n=0
@@ -48,7 +48,10 @@ while :; do
   read id < /etc/machine-id; read file < /etc/hostname; read name < /proc/sys/kernel/hostname
   hosts=$(tail -n 1 /etc/hosts)
   echo "<$n $clock ${drawn%% *} $id $file $name ${hosts#127.0.1.1?}>"
-  [ $name$full = full ] && { cat /dev/zero > /big; full=yes; echo "<$full>"; }
+  case $name$done in
+    full) cat /dev/zero > /big; done=yes; echo "<full>";;
+    readonly) mount -o remount,ro /; done=yes; echo "<readonly>";;
+  esac
   [ $end$name = 1web ] || [ -z "$end" ] || exit 3
 done 2>/dev/null
 """
@@ -382,17 +385,28 @@ async def test_an_effect_that_fails_is_not_acknowledged(ward: Ward) -> None:
     guest = await ward.wake()
     channel = await _connect(guest.run)
     await channel.step_clock(time.time_ns(), 10)
-    await channel.identify("full", ID, "first", 10)
-    await until(lambda: b"<yes>" in guest.log)
+    await channel.identify("readonly", ID, "first", 10)
+    await until(lambda: b"<readonly>" in guest.log)
     for _ in range(2):
-        with pytest.raises(Retry, match="No space left") as caught:
+        with pytest.raises(Retry, match="Read-only") as caught:
             await channel.identify("new", OTHER_ID, "new", 10)
         assert caught.value.reason == "GuestRefused"
     assert (await channel.info(10)).nonce == "first"
-    said = await guest.fresh()
-    assert said.names == (ID, "full", "full", "full")
-    await channel.identify("full", ID, "new", 10)  # what stays as it is needs no room
+    assert (await guest.fresh()).names == (ID, "readonly", "readonly", "readonly")
+    await channel.identify("readonly", ID, "new", 10)  # what stays as it is is not written
     assert (await channel.info(10)).nonce == "new"
+    await channel.close()
+
+
+async def test_a_full_disk_keeps_nobody_from_a_new_identity(ward: Ward) -> None:
+    guest = await ward.wake()
+    channel = await _connect(guest.run)
+    await channel.step_clock(time.time_ns(), 10)
+    await channel.identify("full", ID, "first", 10)
+    await until(lambda: b"<full>" in guest.log)
+    await channel.identify("a-longer-name", OTHER_ID, "new", 10)
+    name = "a-longer-name"
+    assert (await guest.fresh()).names == (OTHER_ID, name, name, name)
     await channel.close()
 
 

@@ -54,6 +54,7 @@ pub const MS_MOVE: c_ulong = 8192;
 pub const MNT_DETACH: c_int = 2;
 pub const O_NONBLOCK: c_int = 0o4000;
 pub const O_NOCTTY: c_int = 0o400;
+pub const O_NOFOLLOW: c_int = if cfg!(target_arch = "aarch64") { 0o100000 } else { 0o400000 };
 const O_CLOEXEC: c_int = 0o2000000;
 pub const EPOLLIN: u32 = 1;
 pub const EPOLLOUT: u32 = 4;

@@ -1,7 +1,7 @@
 //! Starting the workload: everything between the mounted root and exec, and what an end means.
 
 use crate::config::Config;
-use crate::identity;
+use crate::identity::{self, small_file};
 use crate::setup::{self, ROOT};
 use crate::sys;
 use crate::users::{self, Identity};
@@ -34,7 +34,7 @@ fn furnish(config: &Config) -> Result<Identity> {
         Error::new(err.kind(), format!("working directory {:?}: {}", workdir, err))
     })?;
     let user = String::from_utf8_lossy(&config.user);
-    users::resolve(&user, &account_file("/etc/passwd"), &account_file("/etc/group"))
+    users::resolve(&user, &small_file("/etc/passwd"), &small_file("/etc/group"))
         .map_err(|what| Error::new(ErrorKind::Other, what))
 }
 
@@ -62,10 +62,6 @@ fn spawn(config: &Config, identity: Identity, output: &File) -> Result<i32> {
 
 fn directory(config: &Config) -> &OsStr {
     OsStr::from_bytes(if config.workdir.is_empty() { b"/" } else { &config.workdir })
-}
-
-fn account_file(path: &str) -> String {
-    String::from_utf8_lossy(&identity::small_file(path)).into_owned()
 }
 
 /// Comes back only with the reason why not.
