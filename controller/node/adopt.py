@@ -35,7 +35,8 @@ async def adopt(parts: Parts, record: Record) -> bool:
     handle = handle_of(parts, record)
     if driver is None or handle is None:
         return False
-    parts.guests.watch(record.uid, handle.run_dir / CHANNEL_SOCKET)
+    if record.open is None or not record.open.saving:  # a guest in the middle of a save is let be
+        parts.guests.watch(record.uid, handle.run_dir / CHANNEL_SOCKET)
     await keep_logs(parts, record)
     try:
         await driver.adopt(handle)
