@@ -1,10 +1,20 @@
-"""Counts in memory, one line a second. Nothing is written down: what it knows, its RAM knows."""
+"""Counts in memory, one line a second, and says who it is. Nothing is written down: what it
+knows, its RAM knows. Who it is, it asks anew for each line: a fork is somebody else."""
 
+import os
 import signal
 import sys
 import time
 
 count = 0
+
+
+def machine() -> str:
+    try:
+        with open("/etc/machine-id") as file:
+            return file.read(8)
+    except FileNotFoundError:
+        return "-"
 
 
 def goodbye(*_: object) -> None:
@@ -15,5 +25,5 @@ def goodbye(*_: object) -> None:
 signal.signal(signal.SIGTERM, goodbye)
 while True:
     count += 1
-    print(count, flush=True)
+    print(count, os.uname().nodename, machine(), flush=True)
     time.sleep(1)

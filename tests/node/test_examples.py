@@ -6,6 +6,7 @@ Instances is shown on a cluster (tests/cluster).
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import stat
@@ -24,7 +25,9 @@ from tests.registry import Registry, missing, running_registry
 from tests.waiting import until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-NAMES = {"01-hello": "hello", "02-counter": "counter"}
+NAMES = {"01-hello": "hello", "02-counter": "counter"}  # those that build an image
+MANIFESTS = sorted(path.relative_to(EXAMPLES) for path in EXAMPLES.glob("*/*.yaml"))
+READMES = sorted(path.relative_to(EXAMPLES) for path in EXAMPLES.glob("*/README.md"))
 
 pytestmark = [
     pytest.mark.node,
@@ -96,16 +99,26 @@ def running(image: Image, root: Path, **env: str) -> Iterator[subprocess.Popen[s
         process.communicate()
 
 
-@pytest.mark.parametrize("directory", NAMES)
-def test_manifest_is_valid_and_names_the_image_that_the_script_pushes(
-    directory: str, registry: Registry
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=str)
+def test_manifest_is_valid_and_names_an_image_that_a_script_pushes_or_a_neighbour(
+    manifest: Path, registry: Registry
 ) -> None:
-    document = yaml.safe_load((EXAMPLES / directory / "instance.yaml").read_text())
-    instance = Instance.model_validate(document)
-    reference = parse(instance.spec.image)
-    assert reference.registry == "127.0.0.1:5055"
-    assert document["metadata"]["name"] == NAMES[directory]
-    assert registry.digest(f"{reference.path}:{reference.tag}").startswith("sha256:")
+    for document in yaml.safe_load_all((EXAMPLES / manifest).read_text()):
+        instance = Instance.model_validate(document)
+        if instance.spec.fork_from is not None:
+            neighbour = yaml.safe_load((EXAMPLES / manifest.parent / "instance.yaml").read_text())
+            assert instance.spec.fork_from.name == neighbour["metadata"]["name"]
+            continue
+        assert instance.spec.image is not None
+        reference = parse(instance.spec.image)
+        assert reference.registry == "127.0.0.1:5055"
+        assert registry.digest(f"{reference.path}:{reference.tag}").startswith("sha256:")
+
+
+def test_no_two_manifests_name_the_same_instance() -> None:
+    texts = [(EXAMPLES / manifest).read_text() for manifest in MANIFESTS]
+    names = [each["metadata"]["name"] for text in texts for each in yaml.safe_load_all(text)]
+    assert len(names) == len(set(names)) == 9
 
 
 @pytest.mark.parametrize("directory", NAMES)
@@ -127,9 +140,13 @@ def test_registry_that_is_not_there_is_said_in_one_line() -> None:
     assert "cannot push 127.0.0.1:9/" in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("directory", NAMES)
-def test_readme_is_short(directory: str) -> None:
-    assert len((EXAMPLES / directory / "README.md").read_text().splitlines()) <= 20
+@pytest.mark.parametrize("readme", READMES, ids=str)
+def test_readme_is_short_and_names_what_exists(readme: Path) -> None:
+    text = (EXAMPLES / readme).read_text()
+    assert len(text.splitlines()) <= 22
+    named = re.findall(r"(?<!\S)examples/\S+", text)
+    assert named
+    assert not [path for path in named if not (EXAMPLES.parent / path).is_file()]
 
 
 async def test_hello_greets_answers_and_ends_on_a_signal(
@@ -154,11 +171,16 @@ async def test_hello_ends_with_the_code_it_was_given(registry: Registry, tmp_pat
         assert process.wait(10) == 7
 
 
-async def test_counter_counts_and_tells_how_far_it_came(registry: Registry, tmp_path: Path) -> None:
+async def test_counter_counts_and_says_who_it_is_and_how_far_it_came(
+    registry: Registry, tmp_path: Path
+) -> None:
     image = await pulled(f"{registry.address}/counter:1", registry, tmp_path / "images")
     with running(image, tmp_path / "root") as process:
         assert process.stdout is not None
-        assert [process.stdout.readline() for _ in range(2)] == ["1\n", "2\n"]
+        me = os.uname().nodename
+        assert process.stdout.readline() == f"1 {me} -\n", "there is no machine-id yet"
+        (tmp_path / "root" / "etc" / "machine-id").write_text("0f3a55de" + "0" * 24 + "\n")
+        assert process.stdout.readline() == f"2 {me} 0f3a55de\n"
         process.terminate()
         assert process.stdout.readline().startswith("stopped at ")
         assert process.wait(10) == 0
