@@ -110,6 +110,17 @@ class VmmRecord(_Part):
     pipes: dict[str, int]  # inode of each log pipe, by stream: a new keeper finds them by it
 
 
+class ModelRecord(_Part):
+    """``vmm.driver.DeviceModel`` of the VMM that was started, whatever is installed by now."""
+
+    version: str
+    build: str
+    machine_type: str
+    cpu_model: str
+    cpu_features: tuple[str, ...]
+    devices: str
+
+
 class ExitRecord(_Part):
     """How the last run ended by itself."""
 
@@ -143,6 +154,7 @@ class RunRecord(_Part):
     boot_ordered: Moment | None = None
     stop_ordered: Moment | None = None
     exit_noted: bool = False
+    model: ModelRecord | None = None  # None: an earlier release started it
     base: StoredFile | None = None  # the image that its RAM is mapped from; None: all holes
     wakes: int | None = None  # the disk generation whose snapshot it is made from; None: a boot
     repaired: bool = False  # the woken guest has acknowledged time, entropy and identity

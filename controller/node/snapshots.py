@@ -5,6 +5,7 @@ up, in the write that makes it so, hence no memory is ever used twice. What does
 bytes (``memory``), and the making and using of a snapshot (``sleeping``, ``waking``).
 """
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from controller.node import starting
 from controller.node.blocking import finished
 from controller.node.parts import Parts
 from controller.node.places import Places
-from controller.node.record import LineageRecord, Record, Records
+from controller.node.record import LineageRecord, ModelRecord, Record, Records
 
 log = logging.getLogger(__name__)
 
@@ -54,19 +55,26 @@ def committed(parts: Parts, record: Record) -> Manifest:
 
 
 async def platform(parts: Parts, record: Record) -> Platform:
-    """What device state of the open run belongs to, on this host as it is now."""
+    """What device state of the living VMM belongs to: as it was started, whatever came since."""
+    model = record.open.model if record.open else None
+    if model is None:
+        return await _platform_now(parts, record)
+    return _platform(parts, record, model)
+
+
+async def _platform_now(parts: Parts, record: Record) -> Platform:
+    """What device state would have to belong to for a VMM of this host as it is now."""
     machine = starting.machine_of(parts, record)
     model = await parts.driver(record.hardware.hypervisor).describe(machine)
+    return _platform(parts, record, ModelRecord(**dataclasses.asdict(model)))
+
+
+def _platform(parts: Parts, record: Record, model: ModelRecord) -> Platform:
     artifacts = starting.artifacts_of(parts, record)
     return Platform(
+        **model.model_dump(),
         hypervisor=record.hardware.hypervisor,
-        version=model.version,
-        build=model.build,
-        machine_type=model.machine_type,
-        cpu_model=model.cpu_model,
-        cpu_features=model.cpu_features,
-        accelerator=machine.accelerator,
-        devices=model.devices,
+        accelerator=record.open.accelerator if record.open else parts.accelerator,
         memory=record.hardware.memory,
         kernel=artifacts.digest,
         initrd=artifacts.initrd_digest,
@@ -80,7 +88,7 @@ async def check(parts: Parts, record: Record) -> tuple[str, ...]:
     and the snapshot is kept. Raises Retry when a file cannot be read.
     """
     manifest = await finished(committed, parts, record)
-    now = Facts(record.uid, {OVERLAY: record.disk_generation}, await platform(parts, record))
+    now = Facts(record.uid, {OVERLAY: record.disk_generation}, await _platform_now(parts, record))
     if parts.accelerator != manifest.platform.accelerator:
         raise Blocked(
             f"the snapshot was taken under {manifest.platform.accelerator}, this node has"

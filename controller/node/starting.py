@@ -7,6 +7,7 @@ here: when to do it (``core.plan``), and the driver's arguments (``vmm``).
 """
 
 import contextlib
+import dataclasses
 import os
 import secrets
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from controller.node.parts import Parts
 from controller.node.places import make_owned
 from controller.node.record import (
     KernelRecord,
+    ModelRecord,
     ProcessRecord,
     Record,
     RunRecord,
@@ -124,8 +126,9 @@ async def start(parts: Parts, record: Record) -> Record:
     """Spawn the VMM of the prepared run, Created, and note who it is."""
     driver = parts.driver(record.hardware.hypervisor)
     machine = machine_of(parts, record)
+    model = ModelRecord(**dataclasses.asdict(await driver.describe(machine)))
     # Before anything that may fail: a run that cannot be started is closed, and prepared anew.
-    record = _journal(parts, record, starting=True)
+    record = _journal(parts, record, starting=True, model=model)
     outputs = streams(parts, record)
     with _run_lock(parts.places.lock(record.uid)) as lock, closing(logs.LogPipes(outputs)) as pipes:
         keeper = await logs.start_keeper(pipes, outputs, binary=parts.keeper, sandbox=KEEPER)

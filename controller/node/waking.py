@@ -41,7 +41,7 @@ async def prepare(parts: Parts, record: Record) -> Record:
                     base=manifest.base,
                     wakes=record.disk_generation,
                 ),
-                "vmm_version": manifest.platform.version,
+                "vmm_version": parts.versions[record.hardware.hypervisor].version,
             }
         )
     )
