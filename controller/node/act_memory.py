@@ -3,6 +3,7 @@
 What does not live here: what the steps are made of (``sleeping``, ``waking``, ``forking``).
 """
 
+import dataclasses
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -85,7 +86,7 @@ async def _repair_guest(parts: Parts, desired: Desired, obj: Any, step: Step) ->
 async def _take_fork(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
     tell.about(parts.events, obj, "ForkStarted", "taking disk and memory from its source")
     cost = await forking.take(parts, desired)
-    tell.about(parts.events, obj, "Forked", tell.fork(cost.paused, cost.disk, cost.written))
+    tell.about(parts.events, obj, "Forked", tell.fork(**dataclasses.asdict(cost)))
 
 
 MEMORY_STEPS: Mapping[

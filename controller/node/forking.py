@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from controller.core.desired import Desired, Fork
@@ -33,7 +34,9 @@ from controller.volumes import copy
 log = logging.getLogger(__name__)
 
 GENERATION = 1  # of a fork's disk: its first
-TOGETHER_SECONDS = 0.1  # forks of a living source that come within this share one image
+# Forks of a living source share one image when they come so close after each other, and all that
+# come within the latter are waited for at most.
+TOGETHER_SECONDS, TOGETHER_MOST = 0.15, 1.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Cost:
     paused: float = 0.0  # the source stood still
     disk: float = 0.0  # copying the disk; while a living source stood still
     written: int = 0  # bytes of the disk's copy, 0 for a reflink
+    together: bool = False  # another fork took it along, and says what it cost
 
 
 def first_record(parts: Parts, desired: Desired) -> Record:
@@ -83,20 +87,26 @@ async def take(parts: Parts, desired: Desired) -> Cost:
     """Give the fork disk and memory; its record says so last. Raises Retry, Blocked."""
     fork = _wish(desired)
     waiting = parts.memory.forks[fork.parent]
-    waiting.add(desired.uid)
+    waiting[desired.uid] = clock.now()
     try:
         if fork.from_running:
-            await asyncio.sleep(TOGETHER_SECONDS)
+            await _gather(waiting, clock.now())
         async with parts.memory.alone[fork.parent]:
             target = _target(parts, desired.uid)
-            if target is None:  # made together with another one
-                return Cost()
+            if target is None:
+                return Cost(together=True)
             return await _take(parts, fork, target, waiting)
     finally:
-        waiting.discard(desired.uid)
+        waiting.pop(desired.uid, None)
 
 
-async def _take(parts: Parts, fork: Fork, target: Record, waiting: set[str]) -> Cost:
+async def _gather(waiting: Mapping[str, float], began: float) -> None:
+    """Wait until no further fork of that source has come for a moment."""
+    while clock.now() < min(max(waiting.values()) + TOGETHER_SECONDS, began + TOGETHER_MOST):  # noqa: ASYNC110
+        await asyncio.sleep(TOGETHER_SECONDS / 3)
+
+
+async def _take(parts: Parts, fork: Fork, target: Record, waiting: Mapping[str, float]) -> Cost:
     source = source_of(parts, fork)
     seen = await observe(parts, about(source))
     if isinstance(seen.snapshot, Snapshot) and seen.state in (State.STANDBY, State.PAUSED):
@@ -106,7 +116,7 @@ async def _take(parts: Parts, fork: Fork, target: Record, waiting: set[str]) -> 
         await _finish(parts, source, target, None)
         return cost
     if fork.from_running and seen.state in (State.RUNNING, State.PAUSED):
-        others = [_target(parts, uid) for uid in sorted(waiting - {target.uid})]
+        others = [_target(parts, uid) for uid in sorted(set(waiting) - {target.uid})]
         together = [target, *(other for other in others if other is not None)]
         return await _of_living(parts, source, seen, together)
     raise Retry(

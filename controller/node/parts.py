@@ -35,7 +35,8 @@ class Memory:
     draining: bool = False  # every guest is to be stopped, specs untouched
     # one at a time works on an Instance: its own pass, or a fork that is made from it
     alone: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
-    forks: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # by source
+    # by source: the forks that are being made of it, and when each came (boot time)
+    forks: defaultdict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
     litter: asyncio.Event = field(default_factory=asyncio.Event)  # the memory store may have some
 
 

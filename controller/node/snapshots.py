@@ -112,7 +112,10 @@ async def verify(parts: Parts, record: Record) -> dict[str, Any]:
     except Rejected as err:
         return {"problems": [str(err)], "files": []}
     except Retry as err:
-        raise Rejected(str(err), reason="NoSnapshot") from err
+        raise Rejected(
+            f"{record.namespace}/{record.name} has no snapshot: it is not in Standby",
+            reason="NoSnapshot",
+        ) from err
     found = await finished(parts.snapshots.verify, manifest, full=True)
     files = [
         {"role": file.role.value, "bytes": file.seen.size, "digest": file.digest}

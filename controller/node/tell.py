@@ -37,8 +37,12 @@ def saved(manifest: Manifest) -> str:
     return f"memory is on disk: {rounded(pages.on_disk)} of {what}, and device state"
 
 
-def fork(paused: float, disk: float, written: int) -> str:
+def fork(paused: float, disk: float, written: int, *, together: bool) -> str:
     """What a fork cost, in words."""
+    if together:
+        return (
+            "it has a disk of its own; it was made together with another fork, which says the cost"
+        )
     how = f"{rounded(written)} copied in {disk:.2f} s" if written else "shared by reflink"
     stood = f"; its source stood still for {paused:.2f} s" if paused else ""
     return f"it has a disk of its own ({how}){stood}"
