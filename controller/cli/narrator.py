@@ -53,13 +53,13 @@ class Narrator:
 
     def ask(self, *argv: str) -> str:
         """Stdout of a command that is not shown, whether it fails or not. Raises TorporError."""
-        with self._start(argv, stderr=subprocess.DEVNULL) as process, _bounded(process, argv):
+        with self.start(argv, stderr=subprocess.DEVNULL) as process, _bounded(process, argv):
             return process.communicate()[0]
 
     def _shown(self, argv: Sequence[str]) -> tuple[int, list[str]]:
         """Exit code and lines, harmless ones."""
         lines: list[str] = []
-        with self._start(argv, stderr=subprocess.STDOUT) as process, _bounded(process, argv):
+        with self.start(argv, stderr=subprocess.STDOUT) as process, _bounded(process, argv):
             assert process.stdout is not None
             for raw in process.stdout:
                 line = sanitise(raw.rstrip("\r\n"))
@@ -67,7 +67,8 @@ class Narrator:
                 self.console.print(f"  {line}", markup=False)
         return process.returncode, lines
 
-    def _start(self, argv: Sequence[str], stderr: int) -> "subprocess.Popen[str]":
+    def start(self, argv: Sequence[str], stderr: int) -> "subprocess.Popen[str]":
+        """A process that is not shown; whoever starts it ends it. Raises TorporError."""
         # in a session of its own: Ctrl-C is for us, and the clean-up must not be hit by it
         try:
             return subprocess.Popen(

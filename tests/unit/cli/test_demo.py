@@ -14,6 +14,7 @@ from rich.console import Console
 from controller.cli import demo as command
 from controller.cli import narrator as voice
 from controller.cli import stage as stages
+from controller.cli import story
 from controller.cli.narrator import Narrator
 from controller.cli.stage import Stage, Traces
 from controller.errors import Blocked, Rejected, Timeout, TorporError
@@ -72,8 +73,13 @@ def test_asking_shows_nothing(narrator):
     assert shown(narrator) == []
 
 
-def test_numbers_are_whole_lines():
-    assert command.numbers("1\n2\r\nstopped at 3\n 4\n5") == [1, 2, 5]
+def test_lines_that_count_are_whole_lines():
+    text = "1 counter -\n2 counter 0f3a55de\r\nstopped at 3\n 4 counter -\n5\n6 fork 9 9\n7 fork 11"
+    assert story.counted(text) == [
+        (1, "counter", "-"),
+        (2, "counter", "0f3a55de"),
+        (7, "fork", "11"),
+    ]
 
 
 def test_a_stage_is_open_to_vmms_and_gone_afterwards(narrator, own_places):
