@@ -3,12 +3,13 @@
 Off unless the environment says otherwise at the start: TORPOR_FAILPOINTS is a comma-separated list
 of ``name[:n]=action``, meaning that the n-th passage (default: the first) does it, once. Actions:
 ``kill`` (SIGKILL to ourselves, as a power cut would look), ``exit`` (code 70, without clean-up),
-``raise`` (Retry, reason Failpoint), ``sleep-SECONDS`` (blocks the whole process). Each is said on
-stderr first.
+``raise`` (Retry, reason Failpoint), ``raise-ERRNO`` (OSError, as in raise-ENOSPC),
+``sleep-SECONDS`` (blocks the whole process). Each is said on stderr first.
 
 A second use is in tests within one process: ``arm``. What does not live here: any point.
 """
 
+import errno
 import os
 import signal
 import time
@@ -35,7 +36,7 @@ def registered() -> tuple[str, ...]:
 
 
 def hit(name: str) -> None:
-    """Pass the point ``name``: nothing happens unless it is armed. Raises Retry if told to."""
+    """Pass the point ``name``: nothing happens unless armed. Raises Retry or OSError if told to."""
     if not _armed:
         return
     left, action = _armed.get(name, (0, ""))
@@ -71,6 +72,8 @@ def _is_action(action: str) -> bool:
     verb, _, seconds = action.partition("-")
     if verb == "sleep":
         return seconds.replace(".", "", 1).isdigit()
+    if verb == "raise" and seconds:
+        return hasattr(errno, seconds)
     return action in ("kill", "exit", "raise")
 
 
@@ -82,6 +85,9 @@ def _act(name: str, action: str) -> None:
         os._exit(EXIT_CODE)
     elif action == "raise":
         raise Retry(f"failpoint {name}", reason="Failpoint")
+    elif action.startswith("raise-"):
+        number = getattr(errno, action.removeprefix("raise-"))
+        raise OSError(number, os.strerror(number), name)
     else:
         time.sleep(float(action.partition("-")[2]))
 

@@ -1,5 +1,6 @@
 """Crash points: off by default, exact when armed."""
 
+import errno
 import subprocess
 import sys
 import time
@@ -52,7 +53,15 @@ def test_sleep_blocks_at_the_point() -> None:
     assert run("p=sleep-0.2", code).stdout == "True\n"
 
 
-@pytest.mark.parametrize("text", ["a", "a=boom", "a:0=kill", "a:x=kill", "a=sleep-x", "a=sleep"])
+def test_point_fails_as_a_full_disk_does() -> None:
+    with failpoint.arm("a=raise-ENOSPC"), pytest.raises(OSError, match="No space") as caught:
+        failpoint.hit("a")
+    assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize(
+    "text", ["a=raise-NONSENSE", "a", "a=boom", "a:0=kill", "a:x=kill", "a=sleep-x", "a=sleep"]
+)
 def test_unreadable_list_is_refused(text: str) -> None:
     with pytest.raises(Rejected, match=failpoint.VARIABLE):
         failpoint.load(text)
