@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from controller.core import ownership
+from controller.core import source as forking
 from controller.core.desired import Permit
 from controller.core.names import FINALIZER
 from controller.host import failpoint, files, runlock
@@ -186,14 +187,22 @@ class Site:
         """Order faults of one hollow VMM (``state=hang``, …); call before it starts. None: none."""
         (self.places.run / FAULTS / uid).write_text("".join(f"{each}\n" for each in faults))
 
+    def order_all(self, *faults: str) -> None:
+        """The same for every hollow VMM that has no orders of its own when it starts."""
+        self.order("all", *faults)
+
     def happen(self, uid: str, words: str) -> None:
         """Let something happen inside a hollow guest or to its VMM: ``exit 3``, ``panic``, …"""
+        self.ask(uid, words)
+
+    def ask(self, uid: str, words: str) -> str:
+        """As ``happen``; what the VMM answered. Raises OSError when none lives."""
         record = self.record(uid)
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(10)
             sock.connect(str(self.places.run_of(record) / PEOPLE_SOCKET))
             sock.sendall(f"{words}\n".encode())
-            sock.recv(100)
+            return sock.recv(4096).decode().strip()
 
     def record(self, uid: str) -> Record:
         """The record as it lies on disk."""
@@ -394,6 +403,36 @@ class World:
         self._operate(name)
         return uid
 
+    def fork(
+        self, name: str, source: str, mode: str = "Running", *, running: bool = False, **spec: Any
+    ) -> str:
+        """A fork, which is placed as soon as its source allows it; its UID.
+
+        ``running``: its source may be paused for it.
+        """
+        uid = str(uuid.uuid4())
+        obj: Object = {
+            "apiVersion": "torpor.dev/v1alpha1",
+            "kind": "Instance",
+            "metadata": {
+                "name": name,
+                "namespace": NAMESPACE,
+                "uid": uid,
+                "generation": 1,
+                "finalizers": [FINALIZER],
+            },
+            "spec": {
+                "forkFrom": {"name": source, "fromRunning": running},
+                "operatingMode": mode,
+                "stopTimeoutSeconds": 2,
+                **spec,
+            },
+            "status": {"state": "Stopped", "conditions": [_ready_unknown(1)]},
+        }
+        self.server.put("instances", obj)
+        self._operate(name)
+        return uid
+
     def get(self, name: str) -> Object:
         """The object as stored."""
         return self.server.get("instances", name, NAMESPACE)
@@ -503,8 +542,31 @@ class World:
 
     def _operate(self, name: str) -> None:
         obj = self.server.objects["instances"][(NAMESPACE, name)]  # no copy: this is polled
+        if forking.waits_for(obj) is not None:
+            self._place(name)
+            obj = self.server.objects["instances"][(NAMESPACE, name)]
+        if "nodeName" not in obj["status"]:
+            return
         if ownership.needs_memory(obj) and ownership.permit(obj) is Permit.WITHHELD:
             self.grant(name)
+
+    def _place(self, name: str) -> None:
+        """What placement does with a fork: beside its source, with what it inherits."""
+        obj = self.get(name)
+        key = (NAMESPACE, str(obj["spec"]["forkFrom"]["name"]))
+        made = forking.birth(obj, self.server.objects["instances"].get(key))
+        if isinstance(made, forking.NoSource):
+            return
+        self.status(
+            name,
+            id=secrets.token_hex(12),
+            nodeName=made.node,
+            epoch=1,
+            resources=dict(made.resources),
+            lineage=dict(made.lineage),
+        )
+        if not made.memory:
+            self.schedule(name, "False", "NotNeeded")
 
 
 def _ready_unknown(generation: int) -> Object:
@@ -555,6 +617,7 @@ class Rig:
         kept = (FAULTS, places.socket.name)
         found += [str(path) for path in places.run.iterdir() if path.name not in kept]
         found += [str(pid) for pid in self.site.vmms().items()]
+        found += map(str, places.memory.glob("[0-9]*"))
         return found + [str(path) for path in _cgroups(self.site.settings.cgroup_prefix)]
 
 
