@@ -41,4 +41,10 @@ TRANSITIONS = Counter(
     "torpor_transitions_total", "Changes of state that were seen", ("source", "target")
 )
 STEP_SECONDS = Histogram("torpor_step_seconds", "One step of a plan", ("step",), buckets=_SECONDS)
+SAVE_SECONDS = Histogram(
+    "torpor_save_seconds",
+    "Saving memory by its parts: device state, pages, making all of it durable",
+    ("part",),
+    buckets=_SECONDS,
+)
 STEP_ERRORS = Counter("torpor_step_errors_total", "Steps that failed", ("step", "reason"))

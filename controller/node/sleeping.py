@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from controller import metrics
 from controller.core.state import State
 from controller.errors import Bug, Retry, Timeout, TorporError
 from controller.host import files
@@ -92,11 +93,12 @@ async def _save(parts: Parts, vmm: Living) -> Manifest:
     platform = await snapshots.platform(parts, record)
     async with saving(parts) as files_of:
         state, taken = await capture(parts, vmm, files_of)
-        pages, stored, _ = await all_finished(
-            finished(files_of.finish, taken),
-            finished(files_of.state, state, gid_of(record)),
-            finished(files.fsync_file, overlay),
-        )
+        with metrics.SAVE_SECONDS.labels("durable").time():
+            pages, stored, _ = await all_finished(
+                finished(files_of.finish, taken),
+                finished(files_of.state, state, gid_of(record)),
+                finished(files.fsync_file, overlay),
+            )
         await _still_paused(vmm)
         manifest = manifest_of(vmm, platform, pages, stored)
         await finished(commit.commit, home, record.disk_generation, manifest)
@@ -107,18 +109,19 @@ async def capture(
     parts: Parts, vmm: Living, files_of: Saving, *, digests: bool = True
 ) -> tuple[bytes, Taken]:
     """Device state and changed pages of a guest that stands still."""
-    with StateSink() as sink:
+    with StateSink() as sink, metrics.SAVE_SECONDS.labels("state").time():
         await vmm.driver.save(vmm.handle, sink.fd)
         state = sink.data()
-    taken = await finished(
-        files_of.take,
-        vmm.who,
-        mapped=mapped(parts, vmm.run),
-        ram=vmm.record.hardware.memory,
-        gid=gid_of(vmm.record),
-        base=vmm.run.base,
-        digests=digests,
-    )
+    with metrics.SAVE_SECONDS.labels("pages").time():
+        taken = await finished(
+            files_of.take,
+            vmm.who,
+            mapped=mapped(parts, vmm.run),
+            ram=vmm.record.hardware.memory,
+            gid=gid_of(vmm.record),
+            base=vmm.run.base,
+            digests=digests,
+        )
     return state, taken
 
 
