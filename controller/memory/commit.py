@@ -118,6 +118,17 @@ def manifests(home: Path) -> tuple[Path, ...]:
         raise files.failed("list", home, err) from err
 
 
+def void_older(home: Path, generation: int) -> None:
+    """Take back what a crash left of the generations before ``generation``. Raises Retry.
+
+    They were used or given up when the generation went up, and hold files of the store for nobody.
+    """
+    for path in manifests(home):
+        number = path.parent.name.removeprefix(PREFIX)
+        if number.isdigit() and int(number) < generation:
+            void(home, int(number))
+
+
 def clean(home: Path) -> None:
     """Remove what a crash left below ``home``: folders without a manifest, unfinished writes.
 

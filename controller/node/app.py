@@ -136,6 +136,7 @@ async def _parts(settings: NodeSettings, places: Places, client: Client, intake:
     versions = {name: await driver.probe() for name, driver in drivers.items()}
     store = MemoryStore(places.memory, lambda: snapshots.references(places, records))
     await asyncio.to_thread(store.start)
+    await asyncio.to_thread(snapshots.tidy, places, records)
     images = ImageStore(
         places.images,
         limit_bytes=settings.image_store_bytes,

@@ -164,9 +164,28 @@ def folders(places: Places, uid: str) -> tuple[Path, ...]:
     return tuple(path.parent for path in commit.manifests(places.instance(uid)))
 
 
+def tidy(places: Places, records: Records) -> None:
+    """Remove what an agent that died left half written beside the snapshots; failures are logged.
+
+    Only before anything is committed.
+    """
+    for record in records.known():
+        try:
+            commit.clean(places.instance(record.uid))
+        except (Retry, OSError) as err:
+            log.warning("%s: %s", record.uid, err)
+
+
+def _void_older(places: Places, records: Records) -> None:
+    """Finish what ``give_up`` began where it was cut off after the write of the record."""
+    for record in records.known():
+        commit.void_older(places.instance(record.uid), record.disk_generation)
+
+
 async def collect(parts: Parts) -> None:
-    """Remove the files of the memory store that nobody names; a failure is logged."""
+    """Remove the files of the memory store that nobody needs; a failure is logged."""
     try:
+        await finished(_void_older, parts.places, parts.records)
         removed = await finished(parts.snapshots.collect)
     except (Retry, OSError) as err:
         log.warning("memory store: %s", err)

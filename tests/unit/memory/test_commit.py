@@ -148,3 +148,12 @@ def test_cleaning_keeps_what_is_committed(tmp_path):
     (tmp_path / "disk").mkdir()
     commit.clean(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["disk", "manifest.json", "snap.4"]
+
+
+def test_what_is_left_of_older_generations_goes(tmp_path):
+    for generation in (2, 3, 4, 5):
+        commit.commit(tmp_path, generation, MANIFEST)
+    (tmp_path / "snap.1").mkdir()
+    commit.void_older(tmp_path, 4)
+    assert [path.parent.name for path in commit.manifests(tmp_path)] == ["snap.4", "snap.5"]
+    commit.void_older(tmp_path / "nobody", 4)

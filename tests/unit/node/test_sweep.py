@@ -207,6 +207,18 @@ async def test_nothing_is_collected_while_a_record_cannot_be_read(
     assert len(host.images.kept) == 1
 
 
+async def test_snapshot_that_was_given_up_just_before_a_crash_holds_nothing(
+    host: Host, walk: Sweep, time: Time
+) -> None:
+    uid = host.put(record(disk_generation=3))
+    host.client.uids = [uid]
+    old = host.places.instance(uid) / "snap.2" / "manifest.json"
+    old.parent.mkdir()
+    old.write_bytes(b"whatever it names")
+    await walk.once()
+    assert not old.parent.exists()
+
+
 async def test_directory_without_a_record_goes_after_two_lists_unless_a_vmm_lives_there(
     host: Host, walk: Sweep, time: Time
 ) -> None:
