@@ -4,6 +4,7 @@ Each problem names the file, and the chunk or byte where it is wrong. What does 
 whether the host and the disks fit (``manifest.problems``).
 """
 
+import errno
 import hashlib
 import os
 import stat
@@ -20,6 +21,12 @@ from controller.memory.manifest import Manifest, Problem, Role, Seen, StoredFile
 from controller.memory.saving import MODE, STATE_LIMIT
 from controller.memory.verified import Verified
 
+_NO_FILE = {
+    errno.ENOENT: "it is gone",
+    errno.ENOTDIR: "it is gone",
+    errno.EISDIR: "it is no file",
+    errno.ELOOP: "it is a link, which is never followed",
+}
 _KINDS = {Role.BASE: Kind.BASE, Role.DELTA: Kind.DELTA}
 
 
@@ -35,9 +42,9 @@ def verify(
         except Rejected as err:  # already says which file and what to do
             found.append(str(err))
         except OSError as err:
-            if not isinstance(err, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+            if err.errno not in _NO_FILE:
                 raise files.failed("read", path, err) from err
-            found.append(str(image.corrupt(path, "it is gone")))
+            found.append(str(image.corrupt(path, _NO_FILE[err.errno])))
     return tuple(Problem("SnapshotCorrupt", message) for message in found)
 
 
