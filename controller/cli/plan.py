@@ -27,7 +27,6 @@ from controller.settings import Defaults, NodeSettings
 from controller.vmm import registry
 
 _OFFLINE = "offline"
-_NOTHING_THERE: dict[str, Any] = {}  # every fact absent: a node that never saw it
 
 
 def _print_example(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
@@ -48,10 +47,11 @@ def plan(manifest: TextIO, seen: TextIO | None, output: str) -> None:
     """Print the plan for an Instance, offline: from what is seen to what is asked, and why.
 
     A manifest counts as placed and reserved, with the operator's defaults where its spec is
-    silent. A live object counts as it is.
+    silent; without SEEN the source of a fork counts as asleep. A live object counts as it is.
     """
-    desired = wish.desired(_settled(_instance(manifest)))
-    observed, now = forms.parse(_NOTHING_THERE if seen is None else _json(seen), desired)
+    instance = _settled(_instance(manifest))
+    desired = wish.desired(instance)
+    observed, now = forms.parse(_assumed(instance) if seen is None else _json(seen), desired)
     made = make_plan(desired, observed, now, _rules(desired, observed.record))
     invariants.check(made, observed)
     if output == "json":
@@ -143,7 +143,18 @@ def _settled(instance: Object) -> Object:
         "resources": placement.resources(hardware),
         "conditions": [{"type": "Scheduled", "status": "True"}],
     }
+    if spec.get("forkFrom"):
+        status["lineage"] = {"parent": _OFFLINE, "root": _OFFLINE, "depth": 1}
     return {**instance, "metadata": meta, "spec": spec, "status": status}
+
+
+def _assumed(instance: Object) -> dict[str, Any]:
+    """A host that never saw it: every fact is absent, but for the source of a fork."""
+    source = (instance.get("spec") or {}).get("forkFrom")
+    if not source:
+        return {}
+    state = {"state": "Standby", "started": True, "memory": True}
+    return {"source": {"name": source["name"], **state}}
 
 
 def _instance(file: TextIO) -> Object:

@@ -67,6 +67,16 @@ def test_a_manifest_alone_is_provisioned(tmp_path):
     assert names(answer) == ["CreateRecord", "CreateOverlay", "FinishProvision"]
 
 
+def test_a_fork_is_taken_from_a_source_that_sleeps_unless_something_else_is_seen(tmp_path):
+    spec = {"forkFrom": {"name": "warm"}}
+    alone = planned(tmp_path, spec=spec)
+    assert alone["way"] == ["Absent", "Standby"]
+    assert names(alone) == ["CreateRecord", "TakeFork"]
+    source = {"name": "warm", "state": "Running", "started": True}
+    refused = planned(tmp_path, spec=spec, seen={"source": source})
+    assert refused["waiting"]["reason"] == "SourceRunning"
+
+
 def test_what_is_there_is_booted(tmp_path):
     answer = planned(tmp_path, seen=READY_TO_BOOT)
     assert answer["way"] == ["Stopped", "Created", "Running"]

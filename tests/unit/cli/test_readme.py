@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 import pytest
 
+from controller.api.reasons import REASONS
 from controller.api.spec import InstanceSpec
 from controller.cli.main import COMMANDS, load
 
@@ -40,6 +41,17 @@ def test_every_file_it_names_is_there():
     assert len(named) >= 6
     for path in named:
         assert (ROOT / path).exists() or (ROOT / "controller" / path).exists(), path
+
+
+def test_every_reason_and_event_it_explains_is_one_that_is_said():
+    table = README.split("| reason | what it means | what to do |")[1].split("\n\n")[0]
+    reasons = set(re.findall(r"`([A-Z]\w+)`", "".join(re.findall(r"(?m)^\|[^|]+\|", table))))
+    assert len(reasons) >= 10
+    assert reasons <= {word for words in REASONS.values() for word in words}
+    events = set(re.findall(r"`([A-Z][a-z]\w+)`", README.split("Events of a sleep: ")[1][:400]))
+    told = "".join(path.read_text() for path in (ROOT / "controller" / "node").glob("act*.py"))
+    assert len(events) >= 8
+    assert events <= set(re.findall(r'"(\w+)"', told))
 
 
 def test_every_field_of_the_spec_is_in_its_table():
