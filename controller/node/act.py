@@ -76,7 +76,8 @@ async def _create_record(parts: Parts, desired: Desired, obj: Any, step: Step) -
     if desired.hardware is None:
         raise Bug(f"instance {desired.uid}: provision without hardware")
     if desired.fork is not None:
-        parts.records.save(forking.first_record(parts, desired))
+        async with parts.memory.alone[desired.fork.parent]:  # its record is written as well
+            parts.records.save(forking.first_record(parts, desired))
         return
     frozen = desired.hardware
     parts.records.save(
