@@ -167,6 +167,7 @@ async def _copy_disk(parts: Parts, source: Record, target: Record) -> Cost:
     began = clock.now()
     owner, home = parts.vmm_uid(target), parts.places.instance(target.uid)
     make_owned(parts.places.disks(target.uid), owner, 0o700)
+    files.remove_temporaries(parts.places.disks(target.uid))
     await finished(commit.void, home, GENERATION)  # of an earlier try, with another disk
     copied = await finished(
         copy.copy, parts.places.overlay(source.uid), parts.places.overlay(target.uid), owner=owner

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from controller.errors import Blocked
-from controller.host import files
+from controller.host import failpoint, files
 
 _FICLONE = 0x40049409
 _NO_REFLINK = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS})
+failpoint.register("disk.copy.before", "disk.copy.after")  # around its name
 _PIECE = 64 * 1024 * 1024  # bytes for one call of the kernel
 
 
@@ -39,7 +40,9 @@ def copy(source: Path, target: Path, *, owner: int) -> Copied:
     try:
         copied = _copy(source, temporary)
         os.chown(temporary, owner, owner)
+        failpoint.hit("disk.copy.before")
         temporary.rename(target)
+        failpoint.hit("disk.copy.after")
     except OSError as err:
         raise files.failed("copy a disk to", target, err) from err
     finally:
