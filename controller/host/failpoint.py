@@ -4,7 +4,8 @@ Off unless the environment says otherwise at the start: TORPOR_FAILPOINTS is a c
 of ``name[:n]=action``, meaning that the n-th passage (default: the first) does it, once. Actions:
 ``kill`` (SIGKILL to ourselves, as a power cut would look), ``exit`` (code 70, without clean-up),
 ``raise`` (Retry, reason Failpoint), ``raise-ERRNO`` (OSError, as in raise-ENOSPC),
-``sleep-SECONDS`` (blocks the whole process). Each is said on stderr first.
+``sleep-SECONDS`` (blocks the whole process), ``stop`` (SIGSTOP to ourselves: until somebody
+continues us). Each is said on stderr first.
 
 A second use is in tests within one process: ``arm``. What does not live here: any point.
 """
@@ -74,13 +75,15 @@ def _is_action(action: str) -> bool:
         return seconds.replace(".", "", 1).isdigit()
     if verb == "raise" and seconds:
         return hasattr(errno, seconds)
-    return action in ("kill", "exit", "raise")
+    return action in ("kill", "exit", "raise", "stop")
 
 
 def _act(name: str, action: str) -> None:
     os.write(2, f"failpoint {name}: {action}\n".encode())
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif action == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
     elif action == "exit":
         os._exit(EXIT_CODE)
     elif action == "raise":

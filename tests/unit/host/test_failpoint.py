@@ -1,6 +1,8 @@
 """Crash points: off by default, exact when armed."""
 
 import errno
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -46,6 +48,17 @@ def test_process_dies_at_the_point_without_clean_up(action: str, status: int) ->
     code = "try:\n print('in', flush=True)\n hit('p')\n print('past')\nfinally:\n print('cleaned')"
     done = run(f"p={action}", code)
     assert (done.returncode, done.stdout) == (status, "in\n")
+
+
+def test_process_stops_at_the_point_until_it_is_continued() -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", "from controller.host.failpoint import hit\nhit('p'); print('on')"],
+        env={failpoint.VARIABLE: "p=stop", "PYTHONPATH": "."}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    _, status = os.waitpid(child.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    child.send_signal(signal.SIGCONT)
+    assert child.communicate(timeout=20)[0] == "on\n"
 
 
 def test_sleep_blocks_at_the_point() -> None:
