@@ -29,11 +29,11 @@ from controller.core.desired import Permit
 from controller.core.names import FINALIZER
 from controller.host import failpoint, files, runlock
 from controller.host.cgroup import Cgroup
-from controller.host.process import Identity
+from controller.host.process import Identity, boot_id
 from controller.images.image import ImageConfig
 from controller.images.shelf import Shelf
 from controller.node.places import Places
-from controller.node.record import Record, Records
+from controller.node.record import Record, Records, encode
 from controller.settings import NodeSettings, dump
 from controller.vmm.hollow import PEOPLE_SOCKET
 from controller.vmm.registry import FAULTS
@@ -127,6 +127,14 @@ class Ours:
         await eventually(lambda: self.dead, lambda: f"it lives; {tail(self.log)}", seconds)
         assert self.code is not None
         return self.code
+
+    async def stands(self) -> None:
+        """Wait until it has stopped itself, at a crash point that was told so."""
+
+        def stopped() -> bool:
+            return Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
+
+        await eventually(stopped, lambda: f"it goes on; {tail(self.log)}")
 
     async def kill(self) -> None:
         """SIGKILL, and its end."""
@@ -234,15 +242,32 @@ class Site:
                     found.setdefault(named[1].decode(), []).append(int(pid))
         return found
 
-    async def close(self) -> None:
-        """End agents and VMMs, and unmount what an agent mounted."""
-        for agent in self.agents:
-            await agent.kill()
+    async def reboot(self) -> None:
+        """The host boots anew: no process, an empty run directory, every time of another boot."""
+        await self.agent.kill()
+        await self._end_vmms()
+        records = Records(self.places.instances)
+        records.load()
+        for record in records.known():
+            text = encode(record).decode().replace(boot_id(), "0" * len(boot_id()))
+            path = self.places.instance(record.uid) / "record.json"
+            path.write_bytes(encode(Record.model_validate(json.loads(text)["record"])))
+        for path in self.places.run.iterdir():
+            if path.name != FAULTS:
+                files.remove_tree(path)
+
+    async def _end_vmms(self) -> None:
         for pids in self.vmms().values():
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         await eventually(lambda: not self.vmms(), self.vmms)
+
+    async def close(self) -> None:
+        """End agents and VMMs, and unmount what an agent mounted."""
+        for agent in self.agents:
+            await agent.kill()
+        await self._end_vmms()
         for cgroup in (*_cgroups(self.settings.cgroup_prefix), Path()):
             Cgroup.at(self.settings.cgroup_prefix, cgroup.name).remove()
         for mounted in reversed(_mounts_below(self.home)):

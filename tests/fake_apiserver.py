@@ -287,6 +287,8 @@ class FakeApiServer:
             return web.json_response(new)
         if new == obj:
             return web.json_response(obj)  # as the real one: no write, no new version
+        if new.get("spec") != obj.get("spec") and "generation" in metadata:
+            metadata["generation"] += 1
         return web.json_response(self.put(plural, new))
 
     def _delete(self, plural: str, obj: Object, options: Object) -> web.Response:

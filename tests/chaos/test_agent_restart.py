@@ -16,10 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from controller.host.files import remove_tree
 from controller.host.process import Identity, boot_id, is_alive
 from controller.node.record import Record, encode
-from controller.vmm.registry import FAULTS
 from tests.agentkit import KILLED, ROOT, Rig, eventually, make_site, tail
 
 MANY = 18
@@ -363,16 +361,7 @@ async def test_reboot_of_the_host_boots_again_what_ran_and_is_no_failure(rig: Ri
     for name, mode in modes.items():
         await rig.world.until(name, mode)
     inodes = {name: rig.site.places.overlay(uid).stat().st_ino for name, uid in uids.items()}
-    await rig.site.agent.kill()
-    for pids in rig.site.vmms().values():
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-    await eventually(lambda: not rig.site.vmms())
-    for uid in uids.values():
-        as_after_a_reboot(rig, uid)
-    for path in rig.site.places.run.iterdir():
-        if path.name != FAULTS:
-            remove_tree(path) if path.is_dir() else path.unlink()
+    await rig.site.reboot()
     rig.restart()
     await eventually(
         lambda: rig.site.starts(uids["running"]) == 2 and rig.site.starts(uids["paused"]) == 2
