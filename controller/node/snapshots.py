@@ -13,7 +13,15 @@ from typing import Any
 from controller.core.observed import ABSENT, Absent, Snapshot, Unknown
 from controller.errors import Blocked, Rejected, Retry
 from controller.memory import commit
-from controller.memory.manifest import REMEDY, Facts, Manifest, Platform, notes, problems
+from controller.memory.manifest import (
+    REMEDY,
+    Facts,
+    Manifest,
+    Platform,
+    Problem,
+    notes,
+    problems,
+)
 from controller.memory.store import References
 from controller.node import starting
 from controller.node.blocking import finished
@@ -89,17 +97,28 @@ async def check(parts: Parts, record: Record) -> tuple[str, ...]:
     """
     manifest = await finished(committed, parts, record)
     now = Facts(record.uid, {OVERLAY: record.disk_generation}, await _platform_now(parts, record))
-    if parts.accelerator != manifest.platform.accelerator:
-        raise Blocked(
-            f"the snapshot was taken under {manifest.platform.accelerator}, this node has"
-            f" {parts.accelerator}; {REMEDY}",
-            reason="SnapshotIncompatible",
-        )
-    found = problems(manifest, now)
+    found = problems(manifest, now) or _another_host(parts, record, manifest)
     found = found or await finished(parts.snapshots.verify, manifest)
     if found:
         raise Blocked(found[0].message, reason=found[0].reason)
     return notes(manifest, now)
+
+
+def _another_host(parts: Parts, record: Record, manifest: Manifest) -> tuple[Problem, ...]:
+    """What a VMM is made with as the snapshot has it, compared with what this host would take."""
+    was, now = manifest.platform, parts.versions[record.hardware.hypervisor]
+    pairs = {
+        "accelerator": (was.accelerator, parts.accelerator),
+        "machine type": (was.machine_type, now.machine_type),
+    }
+    return tuple(
+        Problem(
+            "SnapshotIncompatible",
+            f"the snapshot's {what} is {then[:80]}, this node has {today}; {REMEDY}",
+        )
+        for what, (then, today) in pairs.items()
+        if then != today
+    )
 
 
 async def verify(parts: Parts, record: Record) -> dict[str, Any]:
