@@ -8,12 +8,13 @@ import json
 import re
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from controller.cli.narrator import Narrator, Stopwatch
-from controller.cli.watcher import Watcher, watching
+from controller.cli.watcher import Watcher, following, watching
 from controller.core.capacity import rounded
 from controller.errors import Timeout, TorporError
 
@@ -41,7 +42,9 @@ class Story:
     watcher: Watcher
     manifest: Path
     desk: Path
+    stack: ExitStack  # ends what was started to look on
     times: list[tuple[str, str]] = field(default_factory=list)
+    heard: dict[str, list[str]] = field(default_factory=dict)
 
     def run(self) -> None:
         """From Pending to Ready, until it counts."""
@@ -51,6 +54,7 @@ class Story:
         self._wait(NAME, "Ready", "pulling the image, booting the guest", START_SECONDS)
         self._note("Running", NAME, "Running: image pulled, guest booted")
         self.narrator.run("kubectl", "get", "inst", NAME)
+        self._listen(NAME)
         self._until(NAME, "the guest counts", lambda told: len(told) >= 3)
         self._show(3)
 
@@ -81,13 +85,14 @@ class Story:
         self.narrator.say(
             "A fork: another Instance begins with this memory and disk, under a name of its own."
         )
-        stood = self._counted(NAME)[-1]
+        stood = self._written(NAME)[-1]
         path = self.desk / "fork.yaml"
         path.write_text(FORK_MANIFEST)
         self.narrator.run("cat", str(path))
         self.narrator.run("kubectl", "apply", "-f", str(path))
         self._wait(FORK, "Ready", "forking", CHANGE_SECONDS)
         self._note("Running", FORK, "Running, a fork from Standby")
+        self._listen(FORK)
         self._check_fork(stood)
         self.narrator.run("torpor", "tree", NAME)
         self.narrator.say("The source was not touched: it wakes, and goes on from there as well.")
@@ -143,7 +148,7 @@ class Story:
         self.narrator.note(f"after {stands} came {stands + 1}: the same guest, the same memory")
 
     def _check_fork(self, stood: Line) -> None:
-        lines = len(self._counted(FORK))  # what comes after these, it wrote when it was Ready
+        lines = len(self._written(FORK))  # what comes after these, it wrote when it was Ready
         told = self._until(FORK, "the fork counts", lambda told: len(told) > lines + 1)
         self.narrator.run("sh", "-c", f"torpor logs {FORK} | head -n 3")
         first = stood[0] + 1
@@ -196,8 +201,17 @@ class Story:
         said = self.narrator.run("torpor", "logs", NAME, "--tail", str(lines))
         return max((number for number, *_ in counted(said)), default=0)
 
-    def _counted(self, name: str) -> list[Line]:
+    def _listen(self, name: str) -> None:
+        """Hear what the workload has written and will write."""
+        self.heard[name] = self.stack.enter_context(following(self.narrator, name))
+
+    def _written(self, name: str) -> list[Line]:
+        """All that it has counted by now."""
         return counted(self.narrator.ask("torpor", "logs", name))
+
+    def _counted(self, name: str) -> list[Line]:
+        """What was heard of that until now."""
+        return counted("".join(self.heard[name]))
 
     def _until(self, name: str, what: str, condition: Callable[[list[Line]], bool]) -> list[Line]:
         """Everything it counted, once that is as it should be. Raises Timeout."""
@@ -211,8 +225,9 @@ class Story:
 
 def tell(narrator: Narrator, manifest: Path, desk: Path) -> None:
     """All of it. Raises TorporError when anything is not as it should be."""
-    with watching(narrator) as watcher:
-        story = Story(narrator, watcher, manifest, desk)
+    with ExitStack() as stack:
+        watcher = stack.enter_context(watching(narrator))
+        story = Story(narrator, watcher, manifest, desk, stack)
         for part in (story.run, story.pause, story.sleep, story.fork, story.stop, story.delete):
             part()
         story.sum_up()

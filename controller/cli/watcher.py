@@ -1,4 +1,5 @@
-"""Sees a change as any client of the API sees it: from the new spec to Ready, on one watch.
+"""Sees a change as any client of the API sees it, from the new spec to Ready, and what a workload
+writes, as it comes: one process for each watch, so that the looking takes little of the machine.
 
 kubectl's own start-up is not in these times. What does not live here: what is changed (``story``).
 """
@@ -6,7 +7,7 @@ kubectl's own start-up is not in these times. What does not live here: what is c
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -64,17 +65,33 @@ class Watcher:
 def watching(narrator: Narrator) -> Iterator[Watcher]:
     """A watch on the Instances of the namespace, as long as this lasts."""
     watcher = Watcher()
-    with narrator.start(COMMAND, stderr=subprocess.DEVNULL) as process:
-        reader = threading.Thread(target=_read, args=(process, watcher))
+    with _reading(narrator, COMMAND, lambda line: watcher.see(line, time.monotonic())):
+        yield watcher
+
+
+@contextmanager
+def following(narrator: Narrator, name: str) -> Iterator[list[str]]:
+    """The lines that the workload of ``name`` wrote; more of them come as long as this lasts."""
+    lines: list[str] = []
+    with _reading(narrator, ("torpor", "logs", "-f", name), lines.append):
+        yield lines
+
+
+@contextmanager
+def _reading(
+    narrator: Narrator, argv: Sequence[str], take: Callable[[str], None]
+) -> Iterator[None]:
+    with narrator.start(argv, stderr=subprocess.DEVNULL) as process:
+        reader = threading.Thread(target=_read, args=(process, take))
         reader.start()
         try:
-            yield watcher
+            yield
         finally:
             process.kill()
             reader.join()
 
 
-def _read(process: "subprocess.Popen[str]", watcher: Watcher) -> None:
+def _read(process: "subprocess.Popen[str]", take: Callable[[str], None]) -> None:
     assert process.stdout is not None
     for line in process.stdout:
-        watcher.see(line, time.monotonic())
+        take(line)

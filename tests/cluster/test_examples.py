@@ -22,6 +22,22 @@ SAYS = dict.fromkeys(FOLDERS, COUNTS) | {"01-hello": r"hello from torpor\nmy nam
 FORKS = [f"fork-{number}" for number in range(1, 6)]
 
 
+def test_demo_shows_a_whole_life_and_leaves_nothing(cluster: LocalCluster) -> None:
+    said = cluster.torpor("demo").stdout
+    told = [said.index(f"→ {state} ") for state in ("Running", "Paused", "Standby", "Stopped")]
+    assert told == sorted(told)
+    assert len(re.findall(r"after (\d+) came \d+: the same guest", said)) == 3
+    assert re.search(
+        r"it went on from (\d+) with \d+, with a hostname and machine-id of its own", said
+    )
+    assert re.findall(r"→ Standby, \S+ written +\d+\.\d+ s", said)
+    assert "$ kubectl delete inst counter" in said
+    assert "checked: no process, no mount, no file of it is left" in said
+    directory = re.search(r"KUBECONFIG=(\S+)/cluster/kubeconfig", said)
+    assert directory is not None
+    assert not Path(directory[1]).exists()
+
+
 @pytest.fixture(scope="module")
 def applied(cluster: LocalCluster) -> Iterator[LocalCluster]:
     """All of them at once: they are to live side by side."""
@@ -90,26 +106,10 @@ async def test_five_forks_go_on_from_where_their_source_sleeps_each_as_itself(
     tree = applied.torpor("tree", source).stdout.splitlines()[1:]
     assert [line.split()[1] for line in tree[1:]] == FORKS
     applied.kubectl("delete", "inst", source, "--timeout=55s")
-    for fork in FORKS:
-        lines = len(counted(applied, fork))  # what follows was written after it was Ready
+    seen = {fork: len(counted(applied, fork)) for fork in FORKS}  # what follows, Ready ones wrote
+    first = stood[-1][0] + 1
+    for fork, lines in seen.items():
         told = await goes_on(applied, fork, lines)
-        first = stood[-1][0] + 1
         assert [number for number, *_ in told] == list(range(first, first + len(told)))
         uid = applied.kubectl.json("get", "inst", fork)["metadata"]["uid"]
         assert {tuple(who) for _, *who in told[lines:]} == {(fork, uid[:8])}
-
-
-def test_demo_shows_a_whole_life_and_leaves_nothing(cluster: LocalCluster) -> None:
-    said = cluster.torpor("demo").stdout
-    told = [said.index(f"→ {state} ") for state in ("Running", "Paused", "Standby", "Stopped")]
-    assert told == sorted(told)
-    assert len(re.findall(r"after (\d+) came \d+: the same guest", said)) == 3
-    assert re.search(
-        r"it went on from (\d+) with \d+, with a hostname and machine-id of its own", said
-    )
-    assert re.findall(r"→ Standby, \S+ written +\d+\.\d+ s", said)
-    assert "$ kubectl delete inst counter" in said
-    assert "checked: no process, no mount, no file of it is left" in said
-    directory = re.search(r"KUBECONFIG=(\S+)/cluster/kubeconfig", said)
-    assert directory is not None
-    assert not Path(directory[1]).exists()

@@ -1,11 +1,15 @@
 """The times that the demo tells: from a new spec to Ready, whatever comes between."""
 
+import os
 import threading
+from pathlib import Path
 
 import pytest
 
-from controller.cli.watcher import Watcher
+from controller.cli.narrator import Narrator
+from controller.cli.watcher import Watcher, following
 from controller.errors import Timeout
+from tests.waiting import until
 
 
 def watcher(*seen: tuple[float, str]) -> Watcher:
@@ -47,3 +51,15 @@ def test_a_change_that_the_watch_has_yet_to_show_is_waited_for():
     later.start()
     assert made.seconds("a", 10) == 0.5
     later.join()
+
+
+async def test_what_a_workload_writes_is_heard_until_nobody_listens(tmp_path: Path):
+    command = tmp_path / "torpor"
+    command.write_text('#!/bin/sh\necho "$@"; echo $$; exec sleep 60\n')
+    command.chmod(0o755)
+    narrator = Narrator(tmp_path, {"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    with following(narrator, "counter") as lines:
+        await until(lambda: len(lines) == 2, 10)
+        assert lines[0] == "logs -f counter\n"
+        assert Path(f"/proc/{int(lines[1])}").exists()
+    assert not Path(f"/proc/{int(lines[1])}").exists()
