@@ -28,7 +28,9 @@ in full once per boot of the host and whenever it looks different (``verified``)
 as reading it, since its digests were made of the bytes on their way to the file. So a disk that
 returns other bytes within one boot is found by ``full=True`` or after the next boot, not before.
 
-What does not live here: the commit (``commit``), formats (``image``, ``manifest``).
+What handles pages is imported where it is used: numpy takes 13 MiB, which an agent whose guests
+never sleep does not pay. What does not live here: the commit (``commit``), formats (``image``,
+``manifest``).
 """
 
 import contextlib
@@ -38,16 +40,19 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from controller.errors import Rejected, Retry
 from controller.host import diskspace, failpoint, files
 from controller.host.process import Identity
-from controller.memory import capture, check, commit, image
+from controller.memory import commit
 from controller.memory.manifest import Manifest, Problem, StoredFile
-from controller.memory.pages import PAGE, FileId, ProcessMemory
-from controller.memory.saving import Saving
 from controller.memory.verified import Verified
 
+if TYPE_CHECKING:
+    from controller.memory.saving import Saving
+
+_SMALL = 256 * 1024  # bytes beside the pages: tables, manifests, directories
 NAME = re.compile(r"(base|delta|state)-([0-9a-f]{64})")
 
 failpoint.register("memory.unlink.before", "memory.unlink.after")
@@ -93,7 +98,7 @@ class MemoryStore:
 
     def check_space(self, needed: int) -> None:
         """Raise Retry (NoSpace) unless ``needed`` bytes and a tenth more are free."""
-        wanted, free = needed + needed // 10 + 64 * PAGE, diskspace.free_bytes(self.root)
+        wanted, free = needed + needed // 10 + _SMALL, diskspace.free_bytes(self.root)
         if free < wanted:
             raise Retry(
                 f"{self.root}: saving memory needs {wanted} bytes, {free} are free; free some",
@@ -101,12 +106,14 @@ class MemoryStore:
             )
 
     @contextlib.contextmanager
-    def saving(self) -> Iterator[Saving]:
+    def saving(self) -> "Iterator[Saving]":
         """Everything from the first file to the commit happens in here; nothing is collected.
 
         Waits while unused files are being removed. What was not finished is removed at the end.
         Who names files of another manifest, as a fork does, reads that one in here as well.
         """
+        from controller.memory.saving import Saving
+
         with self._lock(fcntl.LOCK_SH), contextlib.closing(Saving(self)) as saving:
             yield saving
 
@@ -115,6 +122,8 @@ class MemoryStore:
 
         Raises Retry when a file cannot be read: that says nothing about its content.
         """
+        from controller.memory import check
+
         return check.verify(manifest, self.path, self.verified, full=full)
 
     def put_back(self, who: Identity, manifest: Manifest) -> None:
@@ -122,6 +131,9 @@ class MemoryStore:
 
         Raises Blocked (MemoryNotFound), Rejected (SnapshotCorrupt), Gone, Retry.
         """
+        from controller.memory import capture, image
+        from controller.memory.pages import FileId, ProcessMemory
+
         path = self.path(manifest.base)
         try:
             with ProcessMemory(who, writable=True) as memory:
@@ -212,6 +224,8 @@ def changed_bytes(who: Identity, mapped: Path, ram: int) -> int:
 
     Raises Blocked (MemoryNotFound), Gone, Retry.
     """
+    from controller.memory.pages import PAGE, FileId, ProcessMemory
+
     with ProcessMemory(who) as memory:
         found = memory.ram(FileId.of(mapped.stat()), ram)
         return len(memory.changed_pages(found)) * PAGE

@@ -7,6 +7,7 @@ keepers go on.
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import os
 import signal
@@ -137,6 +138,8 @@ async def _parts(settings: NodeSettings, places: Places, client: Client, intake:
     store = MemoryStore(places.memory, lambda: snapshots.references(places, records))
     await asyncio.to_thread(store.start)
     await asyncio.to_thread(snapshots.tidy, places, records)
+    if any(snapshots.folders(places, record.uid) for record in records.known()):
+        await asyncio.to_thread(importlib.import_module, "controller.memory.capture")  # for a wake
     images = ImageStore(
         places.images,
         limit_bytes=settings.image_store_bytes,

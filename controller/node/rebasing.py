@@ -9,7 +9,7 @@ import logging
 
 from controller.core.observed import Unknown
 from controller.errors import Bug, TorporError
-from controller.memory import commit, rebasing
+from controller.memory import commit
 from controller.memory.manifest import Manifest
 from controller.node import sleeping
 from controller.node.blocking import finished
@@ -36,7 +36,11 @@ def _due(parts: Parts, record: Record) -> Manifest | None:
     if record.open is not None or record.tombstone or not record.provisioned:
         return None
     manifest = commit.read(parts.places.instance(record.uid), record.disk_generation)
-    return manifest if manifest is not None and rebasing.is_due(manifest) else None
+    if manifest is None or manifest.delta is None:
+        return None
+    from controller.memory import rebasing
+
+    return manifest if rebasing.is_due(manifest) else None
 
 
 async def _rebase(parts: Parts, record: Record, manifest: Manifest) -> bool:
@@ -47,6 +51,8 @@ async def _rebase(parts: Parts, record: Record, manifest: Manifest) -> bool:
         if now is None or isinstance(now, Unknown):
             return True
         return now.open is not None or now.tombstone or now.disk_generation != generation
+
+    from controller.memory import rebasing
 
     async with sleeping.saving(parts) as files_of:
         new = await finished(rebasing.rebase, parts.snapshots, files_of, manifest, woken)

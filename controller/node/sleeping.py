@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from controller import metrics
 from controller.core.state import State
@@ -18,7 +19,6 @@ from controller.host import files
 from controller.host.process import Identity
 from controller.memory import commit
 from controller.memory.manifest import Manifest, Platform, StoredFile
-from controller.memory.saving import Saving, StateSink, Taken
 from controller.memory.store import changed_bytes
 from controller.node import clock, snapshots
 from controller.node.blocking import all_finished, finished
@@ -26,6 +26,9 @@ from controller.node.parts import Parts
 from controller.node.record import Record, RunRecord
 from controller.vmm.driver import Driver, Handle
 from controller.vmm.machine import CHANNEL_SOCKET
+
+if TYPE_CHECKING:  # at run time when the first guest sleeps; ``memory.store`` says why
+    from controller.memory.saving import Saving, Taken
 
 log = logging.getLogger(__name__)
 
@@ -106,9 +109,11 @@ async def _save(parts: Parts, vmm: Living) -> Manifest:
 
 
 async def capture(
-    parts: Parts, vmm: Living, files_of: Saving, *, digests: bool = True
-) -> tuple[bytes, Taken]:
+    parts: Parts, vmm: Living, files_of: "Saving", *, digests: bool = True
+) -> "tuple[bytes, Taken]":
     """Device state and changed pages of a guest that stands still."""
+    from controller.memory.saving import StateSink
+
     with StateSink() as sink, metrics.SAVE_SECONDS.labels("state").time():
         await vmm.driver.save(vmm.handle, sink.fd)
         state = sink.data()
@@ -149,7 +154,7 @@ def gid_of(record: Record) -> int:
 
 
 @contextlib.asynccontextmanager
-async def saving(parts: Parts) -> AsyncIterator[Saving]:
+async def saving(parts: Parts) -> "AsyncIterator[Saving]":
     """The store's ``saving``: waits in a thread while unused files are removed."""
     with contextlib.ExitStack() as stack:
         yield await finished(stack.enter_context, parts.snapshots.saving())
