@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.scale.figures import OUTPUT, Figures
+from tests.scale.figures import OUTPUT, SMOKE, Figures
 from tests.scale.upped import Cluster, upped_cluster
 
 _FIGURES = pytest.StashKey[Figures]()
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write what was found, however the run ended."""
-    if session.config.stash[_FIGURES].all:
+    if session.config.stash[_FIGURES].all and not SMOKE:
         session.config.stash[_FIGURES].save()
 
 
@@ -39,7 +39,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     figures = config.stash[_FIGURES]
     if figures.all:
         figures.show()
-        print(f"written to {OUTPUT}")
+        print("a smoke test: nothing is written" if SMOKE else f"written to {OUTPUT}")
 
 
 @pytest.fixture(scope="session")

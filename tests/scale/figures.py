@@ -20,6 +20,8 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = ROOT / "bench.json"
 WIDTH = 132
+# Once and small: whether the benches work, not what they find. Nothing is written then.
+SMOKE = os.environ.get("TORPOR_BENCH", "") == "smoke"
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Figure:
     value: float
     unit: str
     budget: float | None  # at most this; None: only to be known
+    at_least: bool  # then the budget is a floor
     note: str
     samples: tuple[float, ...]
     loadavg: float  # of the last minute, when it was taken
@@ -37,7 +40,9 @@ class Figure:
     @property
     def met(self) -> bool | None:
         """Whether the budget is met; None without one."""
-        return None if self.budget is None else self.value <= self.budget
+        if self.budget is None:
+            return None
+        return self.value >= self.budget if self.at_least else self.value <= self.budget
 
 
 class Figures:
@@ -55,13 +60,15 @@ class Figures:
         unit: str = "",
         *,
         budget: float | None = None,
+        at_least: bool = False,
         note: str = "",
         samples: Sequence[float] = (),
     ) -> None:
         """Note one figure."""
         rounded = tuple(round(sample, 4) for sample in samples)
         load = round(os.getloadavg()[0], 2)
-        self.all.append(Figure(what, round(value, 4), unit, budget, note, rounded, load))
+        value = round(value, 4)
+        self.all.append(Figure(what, value, unit, budget, at_least, note, rounded, load))
 
     def add_median(self, what: str, samples: Sequence[float], unit: str, **rest: object) -> None:
         """Note the median of ``samples``."""
@@ -72,7 +79,8 @@ class Figures:
         table = Table("figure", "value", "budget", "", "note", box=None, pad_edge=False)
         for each in self.all:
             verdict = {True: "met", False: "NOT MET", None: ""}[each.met]
-            budget = "" if each.budget is None else f"≤ {each.budget:g} {each.unit}"
+            sign = "≥" if each.at_least else "≤"
+            budget = "" if each.budget is None else f"{sign} {each.budget:g} {each.unit}"
             table.add_row(each.what, f"{each.value:.4g} {each.unit}", budget, verdict, each.note)
         Console(width=WIDTH, highlight=False).print(table)
 

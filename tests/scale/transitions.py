@@ -17,6 +17,7 @@ from tests.scale.watching import failed, gone, ready
 Object = dict[str, Any]
 SECONDS = 90.0  # for any transition, on a busy machine
 CREATE_BUDGET, BUDGET = 3, 2
+CREATIONS = ("create", "fork", "fork of a running one")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Counted:
 
     def note(self, figures: Figures, kind: str) -> None:
         """Add it to the figures."""
-        budget = CREATE_BUDGET if self.name == "create" else BUDGET
+        budget = BUDGET if self.name not in CREATIONS else CREATE_BUDGET
         beside = f"{self.seconds:.2f} s; Pods {self.writes.pods}, Events {self.writes.events}"
         if self.progress:
             beside += f"; {self.progress} more of progress"
@@ -55,6 +56,24 @@ def life(cluster: Cluster, name: str) -> Iterator[Counted]:
         yield _one(cluster, name, order, lambda m=mode: cluster.patch(name, operatingMode=m), holds)
     path = f"{cluster.instances}/{name}"
     yield _one(cluster, name, "delete", lambda: cluster.admin.delete(path), gone)
+
+
+def slumber(cluster: Cluster, name: str) -> Iterator[Counted]:
+    """A Running one to sleep, awake, and to sleep once more; it is Running after that."""
+    running, asleep = ready("Running"), ready("Standby")
+    for order in ("sleep", "wake", "sleep again"):
+        mode, holds = ("Running", running) if order == "wake" else ("Standby", asleep)
+        yield _one(cluster, name, order, lambda m=mode: cluster.patch(name, operatingMode=m), holds)
+    fork = f"{name}-fork"
+    yield _one(cluster, fork, "fork", lambda: cluster.fork(name, fork), running)
+    cluster.delete(fork)
+    began = time.monotonic()
+    cluster.patch(name, operatingMode="Running")
+    cluster.watch.wait(name, running, after=began, seconds=SECONDS)
+    cluster.audit.settled(NAMESPACE)
+    order = "fork of a running one"
+    yield _one(cluster, fork, order, lambda: cluster.fork(name, fork, fromRunning=True), running)
+    cluster.delete(fork)
 
 
 def exit_of_workload(
