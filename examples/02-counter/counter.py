@@ -11,7 +11,7 @@ count = 0
 
 def machine() -> str:
     try:
-        with open("/etc/machine-id") as file:
+        with open("/etc/machine-id") as file:  # noqa: PTH123 -- python3-minimal may lack pathlib
             return file.read(8)
     except FileNotFoundError:
         return "-"
