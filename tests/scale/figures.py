@@ -50,6 +50,7 @@ class Figures:
 
     def __init__(self) -> None:
         self.all: list[Figure] = []
+        self.remarks: list[str] = []  # printed below the table
         self._began = datetime.now(UTC)
         self._load = os.getloadavg()
 
@@ -83,6 +84,8 @@ class Figures:
             budget = "" if each.budget is None else f"{sign} {each.budget:g} {each.unit}"
             table.add_row(each.what, f"{each.value:.4g} {each.unit}", budget, verdict, each.note)
         Console(width=WIDTH, highlight=False).print(table)
+        for remark in self.remarks:
+            print(remark)
 
     def save(self) -> None:
         """Write the JSON file."""

@@ -9,10 +9,11 @@ import re
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
+from tests.scale import virsh
 from tests.scale.baresleep import PAGE, Written, copy_out, own_pages, snapshot_of
 from tests.scale.figures import SMOKE, Figures
 from tests.scale.subject import MIB, SECONDS, Save, Subject
@@ -26,6 +27,8 @@ WAKES = {128: 2} if SMOKE else {128: 10, 512: 30, 2048: 5, 4096: 10}  # by MiB o
 LATER = 3  # Standbys after the first, of each size
 FORKS = {1: 1, 3: 1} if SMOKE else {1: 3, 4: 2, 16: 2}  # how often, by how many at once
 FORK_MIB = 512
+VIRSH_MIB = (128,) if SMOKE else (512, 2048)
+VIRSH_ROUNDS = 3
 AWAKE_SECONDS = 0.5  # between a wake and the next Standby
 IDLE_SECONDS = 2.0  # after Ready; then the pages of a fork are counted
 
@@ -36,19 +39,27 @@ PAUSE_PLUS, PAUSE_PER_GIB = 0.05, 0.7  # of a source that is forked while it run
 FORK_TIMES = 1.5
 
 
+class Found(NamedTuple):
+    """Seconds of one size, to be compared by others."""
+
+    first: float  # Standby
+    later: float
+    wake: float
+
+
 @pytest.fixture(scope="module")
-def medians() -> dict[int, float]:
-    """The median wake by MiB of RAM, as far as it was measured."""
+def found() -> dict[int, Found]:
+    """By MiB of RAM, as far as it was measured."""
     return {}
 
 
 @pytest.mark.parametrize("mib", WAKES)
 def test_sleep_and_wake(
-    cluster: Cluster, figures: Figures, tmp_path: Path, medians: dict[int, float], mib: int
+    cluster: Cluster, figures: Figures, tmp_path: Path, found: dict[int, Found], mib: int
 ) -> None:
     subject = Subject.filled(cluster, mib)
     argv = subject.argv  # but for its memory, what every later VMM of it has too
-    _first_standby(figures, subject, tmp_path / "copy")
+    first = _first_standby(figures, subject, tmp_path / "copy")
     ours, bare = [], []
     for number in range(WAKES[mib]):
         if number:
@@ -57,15 +68,16 @@ def test_sleep_and_wake(
         ours.append(subject.order("Running"))
         time.sleep(AWAKE_SECONDS)
     _note_wakes(figures, mib, ours, bare)
-    medians[mib] = median(ours)
-    _later_standbys(figures, subject, tmp_path / "copy")
+    later = _later_standbys(figures, subject, tmp_path / "copy")
+    found[mib] = Found(first, later, median(ours))
     cluster.delete(subject.name)
 
 
-def test_wake_is_flat_in_memory(figures: Figures, medians: dict[int, float]) -> None:
-    least, most = min(medians), max(medians)
+def test_wake_is_flat_in_memory(figures: Figures, found: dict[int, Found]) -> None:
+    least, most = min(found), max(found)
     what = f"wake, {most} MiB ÷ {least} MiB of RAM, p50"
-    figures.add(what, medians[most] / medians[least], "", budget=1.3, note="patch → Ready")
+    ratio = found[most].wake / found[least].wake
+    figures.add(what, ratio, "", budget=1.3, note="patch → Ready")
 
 
 def test_forks(cluster: Cluster, figures: Figures, tmp_path: Path) -> None:
@@ -119,7 +131,38 @@ def test_writes_of_sleep_wake_and_fork(cluster: Cluster, figures: Figures) -> No
     cluster.delete("slumbers")
 
 
-def _first_standby(figures: Figures, subject: Subject, copy: Path) -> None:
+@pytest.mark.parametrize("mib", VIRSH_MIB)
+def test_beside_libvirt(
+    cluster: Cluster, figures: Figures, found: dict[int, Found], mib: int
+) -> None:
+    if why := virsh.missing():
+        figures.remarks.append(f"virsh, {mib} MiB: not measured: {why}")
+        return
+    subject = Subject.filled(cluster, mib, f"like-{mib}")
+    saves, starts = [], []
+    with virsh.like(subject) as domain:
+        subject.order("Stopped")
+        domain.first_start()
+        for _ in range(VIRSH_ROUNDS):
+            time.sleep(AWAKE_SECONDS)
+            saves.append(domain.save())
+            size = domain.saved_bytes
+            starts.append(domain.start())
+    cluster.delete(subject.name)
+    ours = found[mib]
+    figures.add_median(f"virsh managedsave, {mib} MiB", saves, "s", note=f"{size / MIB:.0f} MiB")
+    figures.add_median(f"virsh start → first answer, {mib} MiB", starts, "s")
+    for what, mine, theirs, budget in (
+        ("first Standby ÷ virsh managedsave", ours.first, saves, 1.0),
+        ("later Standby ÷ virsh managedsave", ours.later, saves, 0.1),
+        ("wake ÷ virsh start", ours.wake, starts, 0.3333),
+    ):
+        note = "patch → Ready, the API server, operator and scheduler included"
+        ratio = mine / median(theirs)
+        figures.add(f"{what}, {mib} MiB", ratio, "", budget=budget, note=note)
+
+
+def _first_standby(figures: Figures, subject: Subject, copy: Path) -> float:
     bare = _copied(subject, copy)
     subject.order("Running")
     save = subject.sleep()
@@ -132,9 +175,10 @@ def _first_standby(figures: Figures, subject: Subject, copy: Path) -> None:
         f"first Standby ÷ plain copy and sync, {size} MiB", save.total / bare.seconds, "",
         note=f"{bare.seconds:.3f} s for the script",
     )  # fmt: skip
+    return save.total
 
 
-def _later_standbys(figures: Figures, subject: Subject, copy: Path) -> None:
+def _later_standbys(figures: Figures, subject: Subject, copy: Path) -> float:
     saves, bare, sizes = [], [], []
     for _ in range(LATER):
         bare.append(_copied(subject, copy))
@@ -158,6 +202,7 @@ def _later_standbys(figures: Figures, subject: Subject, copy: Path) -> None:
         "ms", budget=50, samples=[(s.pause + s.state) * 1000 for s in saves],
     )  # fmt: skip
     _note_written(figures, f"later Standby, {size} MiB", round(median(sizes)), plain)
+    return save.total
 
 
 def _copied(subject: Subject, copy: Path) -> Written:
