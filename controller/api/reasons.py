@@ -49,7 +49,7 @@ READY: Final[Mapping[str, str]] = {
     # it ended, or was ended
     "Completed": "the workload ended with exit code 0",
     "Failed": "the workload or its VMM ended in any other way",
-    "Evicted": "it was brought down because its reservation is taken away",
+    "Evicted": "it was put to sleep, or stopped, because its reservation is taken away",
     "MemoryConsumed": "it died after it woke; the memory it woke from is never used again",
     "SnapshotFailed": "its memory could not be written to disk; the guest goes on as before",
     "NodeStopping": "it was brought down because its node agent stops all guests",
@@ -74,7 +74,7 @@ SCHEDULED: Final[Mapping[str, str]] = {
     "Unschedulable": "the scheduler found no Node (its own words; other reasons of its may come)",
     "ReservationRefused": "quota, limits or admission refused the reservation Pod",
     "ReservationLost": "the Pod vanished; a new one is made for the same Node",
-    "Evicting": "the reservation is being taken away: the guest is brought down",
+    "Evicting": "the reservation is being taken away: the guest is put to sleep",
     "NamespaceTerminating": "its namespace is being deleted: the guest is stopped, not saved",
     "Released": "the node agent gave the reservation back",
     "NotNeeded": "the operating mode needs no memory",

@@ -215,7 +215,8 @@ def _evicting(obj: Object, world: World, why: str) -> WriteStatus:
     if world.namespace_terminating:
         message = "its namespace is being deleted; the guest is stopped, not saved"
         return _write(obj, world, Condition("Scheduled", "False", "NamespaceTerminating", message))
-    message = f"{why}; the guest is brought down gracefully"
+    how = "stopped" if world.namespace_terminating else "put to sleep"
+    message = f"{why}; the guest is {how}"
     return _write(obj, world, Condition("Scheduled", "False", "Evicting", message))
 
 

@@ -78,7 +78,8 @@ async def _order_wake(parts: Parts, desired: Desired, obj: Any, step: Step) -> N
 async def _repair_guest(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
     record = await waking.repair(parts, record_of(parts, desired))
     tell.about(parts.events, obj, "Restored", "it goes on where it was")
-    if record.lineage is not None and record.lineage.parent is not None:
+    fork = record.lineage is not None and record.lineage.parent is not None
+    if fork and record.open is not None and record.open.wakes == forking.GENERATION:
         message = "the guest has acknowledged its own name, machine id, clock and entropy"
         tell.about(parts.events, obj, "IdentityRepaired", message)
 

@@ -137,7 +137,7 @@ async def verify(parts: Parts, record: Record) -> dict[str, Any]:
         ) from err
     found = await finished(parts.snapshots.verify, manifest, full=True)
     files = [
-        {"role": file.role.value, "bytes": file.seen.size, "digest": file.digest}
+        {"role": file.role.value, "bytes": file.on_disk, "digest": file.digest}
         for file in manifest.files
     ]
     return {"problems": [problem.message for problem in found], "files": files}

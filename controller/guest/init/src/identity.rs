@@ -45,6 +45,9 @@ pub fn change(config: &mut Config, new: Config) -> Result<()> {
 
 /// Inside the root, while the workload runs.
 fn update(old: &Config, new: &Config) -> Result<()> {
+    if new.hostname != old.hostname {
+        set_hostname(&new.hostname)?; // first: it needs no disk, and the workload runs already
+    }
     if new.machine_id != old.machine_id {
         rewrite(MACHINE_ID, &line(&new.machine_id))?;
     }
@@ -58,7 +61,6 @@ fn update(old: &Config, new: &Config) -> Result<()> {
         if whole && hosts.contains(&before) {
             rewrite(HOSTS, &hosts.replace(&before, &after))?;
         }
-        set_hostname(&new.hostname)?;
     }
     Ok(())
 }
