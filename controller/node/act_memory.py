@@ -68,9 +68,10 @@ async def _load_memory(parts: Parts, desired: Desired, obj: Any, step: Step) -> 
 
 
 async def _order_wake(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
-    record = record_of(parts, desired)
+    record, driver, handle = vmm_of(parts, desired)
     if record.open is None:
         raise Bug(f"instance {record.uid}: a wake without an open run")
+    await driver.state(handle)  # raises for one that died since the look: it has used nothing
     run = record.open.model_copy(update={"boot_ordered": clock.moment()})
     snapshots.give_up(parts, record, open=run, exit=None, stopped_at=None)
 
