@@ -299,7 +299,7 @@ async def test_fork_that_cannot_be_written_lets_its_source_go_on_and_is_made_lat
     rig.restart()
     uid = await rig.run(A)
     vmm, witness = rig.site.vmm(uid), Witness(rig)
-    for number, point in enumerate(WRITES):
+    for number, point in enumerate((*WRITES, "disk.copy.before")):
         error, reason = (("ENOSPC", "NoSpace"), ("EIO", "IOError"))[number % 2]
         clear_log(rig)
         asked = len(rig.world.server.requests)
