@@ -150,6 +150,7 @@ async def _of_living(parts: Parts, source: Record, seen: Observed, targets: list
                 await driver.pause(handle)
             state, taken = await sleeping.capture(parts, vmm, files_of, digests=False)
             cost = await _copy_disk(parts, source, targets[0])
+            await sleeping.still_paused(vmm)
         finally:
             await asyncio.shield(sleeping.let_go(parts, vmm))
         paused = clock.now() - began

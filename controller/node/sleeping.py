@@ -102,7 +102,7 @@ async def _save(parts: Parts, vmm: Living) -> Manifest:
                 finished(files_of.state, state, gid_of(record)),
                 finished(files.fsync_file, overlay),
             )
-        await _still_paused(vmm)
+        await still_paused(vmm)
         manifest = manifest_of(vmm, platform, pages, stored)
         await finished(commit.commit, home, record.disk_generation, manifest)
     return manifest
@@ -185,7 +185,7 @@ def cancel(parts: Parts, record: Record) -> None:
     parts.guests.watch(record.uid, parts.places.run_of(record) / CHANNEL_SOCKET)
 
 
-async def _still_paused(vmm: Living) -> None:
-    """Somebody on the host may have let it go on meanwhile: then its memory has moved on."""
+async def still_paused(vmm: Living) -> None:
+    """See that nobody on the host let it go on meanwhile. Raises Retry (NotAllowed)."""
     if (await vmm.driver.state(vmm.handle)).state is not State.PAUSED:
         raise Retry("the guest went on while its memory was saved", reason="NotAllowed")

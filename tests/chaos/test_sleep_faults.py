@@ -254,6 +254,34 @@ async def test_vmm_that_stands_while_it_loads_is_ended_and_another_one_wakes(rig
     await gone(rig, A)
 
 
+@pytest.mark.parametrize("fork", [False, True], ids=["sleep", "fork"])
+async def test_guest_that_somebody_lets_go_on_while_it_is_copied_is_copied_again(
+    rig: Rig, fork: bool
+) -> None:
+    rig.restart()
+    uid = await rig.run(A)
+    witness = Witness(rig)
+    await held_at(rig, "memory.write.after")
+    child = rig.world.fork(F, A, running=True) if fork else ""
+    if not fork:
+        rig.world.ask(A, "Standby")
+    await reached(rig)
+    witness.look(uid)
+    rig.site.happen(uid, "resume")
+    count_then = journal(rig.site, uid).last
+    await eventually(lambda: journal(rig.site, uid).last > count_then)
+    go_on(rig)
+    await eventually(lambda: "went on while" in rig.site.log.read_text())
+    for name in (A, F) if fork else (A,):
+        await rig.world.until(name)
+        await rig.world.until(name, "Running")
+    for each in filter(None, (uid, child)):
+        assert rig.site.starts(each) == (each == uid)
+        witness.look(each)
+    await tidy(rig)
+    await gone(rig, A, *([F] if fork else []))
+
+
 # --- bad disks ------------------------------------------------------------------------------------
 
 WRITES = ("memory.write.before", "memory.sync.before", "memory.publish.before",
