@@ -54,6 +54,8 @@ def stop(
 ) -> Plan:
     """The ladder down from a guest that runs or is paused: ask, wait, kill at the deadline."""
     ended = isinstance(seen.guest, Guest) and seen.guest.exit is not None
+    if given_up := sleep.outlived(record, seen):
+        return replace(draft, steps=given_up)
     if ended and _unnoted(record, seen):
         return note_end(draft, desired, record, seen, now, backoff)
     paused = draft.origin is State.PAUSED
@@ -77,6 +79,8 @@ def close(
     draft: Plan, desired: Desired, record: Recorded, seen: Observed, now: float, backoff: Backoff
 ) -> Plan:
     """From a VMM that has shut down, or is gone, to a closed run."""
+    if given_up := sleep.outlived(record, seen):
+        return replace(draft, steps=given_up)
     last: Step = CloseRun() if seen.lock is Lock.FREE else KillVmm()
     if not _unnoted(record, seen):
         return replace(draft, steps=(last,))

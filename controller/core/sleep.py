@@ -36,7 +36,7 @@ from dataclasses import replace
 
 from controller.core import boot
 from controller.core.desired import Desired
-from controller.core.observed import Ending, Lock, Observed, Recorded, Snapshot, Unknown, Vmm
+from controller.core.observed import Ending, Guest, Lock, Observed, Recorded, Snapshot, Unknown, Vmm
 from controller.core.state import State
 from controller.core.steps import (
     CancelSave,
@@ -76,6 +76,19 @@ def overtaken(record: Recorded, seen: Observed, target: State) -> tuple[Step, ..
     alive = seen.state in (State.RUNNING, State.PAUSED)
     if alive and record.saving and target is not State.STANDBY:
         return (CancelSave(),)
+    return ()
+
+
+def outlived(record: Recorded, seen: Observed) -> tuple[Step, ...]:
+    """What to note when the memory that was saved is of a workload that had ended already.
+
+    It said so at the last moment. The exit counts, as it has not been noted, and no such memory is
+    woken: it would only power off.
+    """
+    ended = isinstance(seen.guest, Guest) and seen.guest.exit is not None
+    unnoted = record.boot_ordered and not record.exit_noted and not record.stop_ordered
+    if ended and unnoted and isinstance(seen.snapshot, Snapshot):
+        return (VoidSnapshot(),)
     return ()
 
 

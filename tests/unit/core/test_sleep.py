@@ -83,6 +83,14 @@ STEPS: dict[str, tuple[Desired, Observed, str]] = {
     "its workload ended while it was to sleep": (
         SLEEP, seen_running(guest=Guest(True, Exit(3, "exited 3"))), "NoteExit",
     ),
+    "it is saved, and its workload had ended before": (
+        SLEEP, paused(snapshot=SNAPSHOT, guest=Guest(True, Exit(3, "exited 3"))), "VoidSnapshot",
+    ),
+    "it is saved and dead, and its workload had ended before": (
+        SLEEP,
+        seen(record=a_run(), snapshot=SNAPSHOT, guest=Guest(True, Exit(3, "exited 3"))),
+        "VoidSnapshot",
+    ),
     "it boots and is to sleep": (SLEEP, seen_running(guest=Guest()), ""),
     "it was paused before it was up": (SLEEP, paused(guest=Guest()), "ResumeVmm"),
     "it never ran and is to sleep": (
