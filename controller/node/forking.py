@@ -52,10 +52,12 @@ class Cost:
 def first_record(parts: Parts, desired: Desired) -> Record:
     """The record of a fork before anything of it exists. Not saved. Raises Retry (SourceGone)."""
     fork = _wish(desired)
-    source = snapshots.with_lineage(parts, source_of(parts, fork))
+    known = source_of(parts, fork)
+    source = snapshots.with_lineage(parts, known)
     if source.lineage is None:
         raise Bug(f"instance {source.uid}: no lineage")
-    parts.records.save(source)
+    if source is not known:
+        parts.records.save(source)
     return Record(
         uid=desired.uid,
         namespace=desired.namespace,
