@@ -272,8 +272,12 @@ class Records:
 def encode(record: Record) -> bytes:
     """One JSON object: schema, checksum over the body's canonical form, body."""
     body = record.model_dump(mode="json")
-    whole = {"schema": SCHEMA, "checksum": _checksum(body), "record": body}
-    return json.dumps(whole, indent=1, ensure_ascii=False).encode() + b"\n"
+    # A field a line, for people; json's own indentation takes a whole millisecond.
+    fields = ",\n".join(
+        f'  "{name}": {json.dumps(value, ensure_ascii=False)}' for name, value in body.items()
+    )
+    head = f'{{\n "schema": {SCHEMA},\n "checksum": "{_checksum(body)}",\n "record": {{\n'
+    return f"{head}{fields}\n }}\n}}\n".encode()
 
 
 def decode(data: bytes) -> Record:
