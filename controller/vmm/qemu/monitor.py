@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
+from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
 
 from controller.errors import Retry, Timeout
 from controller.vmm.driver import NotAllowed
@@ -45,6 +45,12 @@ class _Client(QMPClient):  # type: ignore[misc]  # the library is not checked he
     async def _event_dispatch(self, msg: Mapping[str, Any]) -> None:
         data = msg.get("data")
         self._on_event(str(msg.get("event")), data if isinstance(data, dict) else {})
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        return msg  # the library would print it nicely for a log that nobody keeps
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        return msg
 
     def abort(self) -> None:
         """Close the socket without a word; the library's tasks end by themselves then."""
