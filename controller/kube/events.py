@@ -2,18 +2,20 @@
 
 Core v1 Events with count, firstTimestamp and lastTimestamp, which ``kubectl describe`` and
 ``kubectl events`` both show. ``event`` only puts a line into a bounded box; ``run`` writes them at
-a bounded rate. The same words about the same object raise a count instead of adding an object. A
+a bounded rate, once nothing more was said for a moment: work under way has better use for the
+processors. The same words about the same object raise a count instead of adding an object. A
 refused Event (a terminating namespace, a missing permission) is dropped quietly. What does not live
 here: when something is worth saying.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,6 +37,8 @@ BOX = 1000  # lines waiting to be written
 REMEMBERED = 1000  # lines that may be repeated by a count
 REPEAT_SECONDS = 3000.0  # shorter than the hour after which a server forgets an Event
 RETRY_SECONDS = 5.0
+LINGER_SECONDS = 0.3  # after the newest line
+LONGEST_SECONDS = 2.0  # that a line waits for others
 
 Key = tuple[str, str, str, str]
 
@@ -50,6 +54,7 @@ class _Line:
     first: str
     last: str
     times: int = 1
+    put: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -84,6 +89,8 @@ class EventRecorder:
         self._filled = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
+        self._hurry = asyncio.Event()
+        self._newest = 0.0
 
     def event(self, obj_ref: Mapping[str, Any], type: str, reason: str, message: str) -> None:
         """Say ``message`` about an object, soon. Never waits, never raises, may be dropped.
@@ -98,7 +105,8 @@ class EventRecorder:
             waiting.times += 1
             waiting.last = now
             return
-        self._box[key] = _Line(ref, type, reason[:REASON_LIMIT], text, now, now)
+        line = self._box[key] = _Line(ref, type, reason[:REASON_LIMIT], text, now, now)
+        self._newest = line.put
         if len(self._box) > BOX:
             self._box.popitem(last=False)
             metrics.EVENTS_DROPPED.labels("overflow").inc()
@@ -109,6 +117,7 @@ class EventRecorder:
         """Write what is in the box until cancelled."""
         while True:
             await self._filled.wait()
+            await self._linger()
             await self._limiter.acquire()
             key, line = next(iter(self._box.items()))
             del self._box[key]
@@ -121,11 +130,24 @@ class EventRecorder:
 
     async def flush(self, seconds: float) -> None:
         """Wait until all is written (``run`` must be running), at most ``seconds``."""
+        self._hurry.set()
         try:
             async with asyncio.timeout(seconds):
                 await self._empty.wait()
         except TimeoutError:
             log.info("%d Events not written", len(self._box))
+        finally:
+            self._hurry.clear()
+
+    async def _linger(self) -> None:
+        """Wait while more is being said, within bounds, and while nobody is in a hurry."""
+        oldest = next(iter(self._box.values())).put
+        while not self._hurry.is_set():
+            due = min(self._newest + LINGER_SECONDS, oldest + LONGEST_SECONDS)
+            if (left := due - time.monotonic()) <= 0:
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), left)
 
     async def _say(self, key: Key, line: _Line) -> bool:
         """False if the server does not answer: try again later."""

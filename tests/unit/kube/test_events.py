@@ -1,6 +1,7 @@
 """Events are said once and counted, bounded, and never hurt whoever says them."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -139,6 +140,30 @@ async def test_what_is_remembered_is_bounded(client: Client) -> None:
     for number in range(events.REMEMBERED + 10):
         recorder._remember(("u", "t", "r", str(number)), "name", 1)
     assert len(recorder._written) == events.REMEMBERED
+
+
+async def test_events_wait_until_nothing_more_is_said(
+    server: FakeApiServer, recorder: EventRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "LINGER_SECONDS", 60.0)
+    monkeypatch.setattr(events, "LONGEST_SECONDS", 0.3)
+    began = time.monotonic()
+    for number in range(3):
+        recorder.event(INSTANCE, NORMAL, "Many", str(number))
+        await asyncio.sleep(0)
+    await until(lambda: len(stored(server)) == 3)
+    assert server.requests[0].at - began >= 0.3 - 0.01
+
+
+async def test_a_flush_does_not_wait_for_silence(
+    server: FakeApiServer, recorder: EventRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "LINGER_SECONDS", 60.0)
+    monkeypatch.setattr(events, "LONGEST_SECONDS", 60.0)
+    recorder.event(INSTANCE, NORMAL, "One", "1")
+    await asyncio.sleep(0)
+    await recorder.flush(10)
+    assert len(stored(server)) == 1
 
 
 async def test_the_rate_is_bounded(server: FakeApiServer, client: Client) -> None:
