@@ -34,6 +34,12 @@ class Guests:
         if uid not in self._tasks:
             self._tasks[uid] = asyncio.create_task(self._keep(uid, socket), name=f"guest {uid}")
 
+    def expect(self, uid: str, socket: Path) -> None:
+        """It answers from now on: connect at once, however long it was silent, or not watched."""
+        if uid not in self._channels and (task := self._tasks.pop(uid, None)) is not None:
+            task.cancel()
+        self.watch(uid, socket)
+
     async def drop(self, uid: str) -> None:
         """Forget this guest: its VMM is gone, or not ours to talk to any more."""
         self._stopping.discard(uid)

@@ -20,6 +20,7 @@ from controller.node.blocking import all_finished, finished
 from controller.node.parts import Parts
 from controller.node.record import Record, RunRecord
 from controller.vmm.driver import Driver, Handle
+from controller.vmm.machine import CHANNEL_SOCKET
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,8 @@ async def repair(parts: Parts, record: Record) -> Record:
     run = record.open
     if run is None:
         raise Retry(f"instance {record.uid}: it does not run", reason="IdentityPending")
+    # Nobody may have watched it, or for long without an answer: not every resume was our step.
+    parts.guests.expect(record.uid, parts.places.run_of(record) / CHANNEL_SOCKET)
     try:
         channel = await parts.guests.channel(record.uid, ANSWER_SECONDS)
         # Sent together, done in this order: on a slow machine each way to the guest and back costs.
