@@ -9,9 +9,8 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from itertools import zip_longest
 
 import pytest
 import pytest_asyncio
@@ -20,7 +19,7 @@ from controller.host import failpoint
 from controller.memory import saving as _  # noqa: F401 - registers its crash points
 from controller.node import act as __  # noqa: F401 - these, too
 from controller.settings import cache_dir
-from tests.agentkit import KILLED, Rig, Zygote, eventually, furnish_for_qemu
+from tests.agentkit import KILLED, Object, Rig, Zygote, eventually, furnish_for_qemu
 from tests.agentkit import rig as make_rig
 from tests.chaos.witness import strays
 from tests.node import bareguest
@@ -34,6 +33,8 @@ pytestmark = [
 
 A, F = "a", "f"
 PASSED = re.compile(r"^failpoint (\S+): sleep-0$", re.MULTILINE)
+DIED = re.compile(r"^failpoint (\S+): kill$", re.MULTILINE)
+PARTS = 3
 MODES = ("Standby", "Running")
 ALL = tuple(p for p in failpoint.registered() if not p.startswith("operator."))
 # What must be among the points that are found, so that no sweep is empty.
@@ -83,13 +84,8 @@ class Scene:
     def said(self, at: int) -> str:
         return self.rig.site.log.read_bytes()[at:].decode()
 
-    async def killed_at(self, point: str) -> None:
-        try:
-            assert await self.rig.site.agent.ended() == KILLED
-        except AssertionError as err:
-            err.add_note(f"{point} was never reached")
-            raise
-        self.rig.restart()
+    def objects(self) -> list[Object]:
+        return [self.rig.world.get(name) for name in (A, F) if self.rig.world.exists(name)]
 
     async def clean(self) -> None:
         """Nothing lies on disk that nobody names."""
@@ -160,22 +156,43 @@ async def test_agent_killed_while_it_copies_memory_begins_anew(scene: Scene) -> 
     await scene.counts_on(scene.uid)
 
 
+async def crashing(
+    scene: Scene, points: list[str], do: Callable[[], object], over: Callable[[], bool]
+) -> None:
+    """Do it with an agent that dies at each of the points, once, and another one that goes on."""
+    left, at = list(points), await scene.next_agent(armed(points, "kill"))
+    do()
+    while left or not over():
+        await eventually(
+            lambda: scene.rig.site.agent.dead or (over() and not left),
+            lambda: (left, [each["status"] for each in scene.objects()]),
+        )
+        if not scene.rig.site.agent.dead:
+            return
+        died = DIED.findall(scene.said(at))
+        assert scene.rig.site.agent.code == KILLED
+        left[:] = [point for point in left if point not in died]
+        scene.rig.restart(armed(left, "kill"))
+
+
 async def test_agent_killed_at_every_point_of_sleep_and_wake_changes_no_end(
     scene: Scene,
 ) -> None:
+    """Each agent dies once; each time the guest falls asleep or wakes a few of them do."""
     world, points = scene.rig.world, {}
     await world.until(A, "Running")
     for mode in MODES:
         at = await scene.next_agent(armed(ALL, "sleep-0"))
         await world.until(A, mode)
         points[mode] = found(scene, at, mode)
-    for pair in zip_longest(*(points[mode] for mode in MODES)):
-        for mode, point in zip(MODES, pair, strict=True):
-            await scene.next_agent(f"{point}=kill" if point else "")
-            world.ask(A, mode)
-            if point:
-                await scene.killed_at(point)
-            await world.until(A)
+    for part in range(PARTS):
+        for mode in MODES:
+            await crashing(
+                scene,
+                points[mode][part::PARTS],
+                lambda mode=mode: world.ask(A, mode),
+                lambda: world.settled(A),
+            )
             assert (scene.rig.site.vmm(scene.uid) is None) is (mode == "Standby")
         await scene.counts_on(scene.uid)
     print({mode: len(each) for mode, each in points.items()})
@@ -191,18 +208,21 @@ async def test_agent_killed_at_every_point_of_a_fork_changes_no_end(
     at = await scene.next_agent(armed(ALL, "sleep-0"))
     await scene.fork("Standby", running=living)
     points = found(scene, at, "fork")
-    for point in points:
+    for part in range(PARTS):
+        await scene.next_agent()
         await world.until_gone(F)
         came = scene.tale(scene.uid).last
-        await scene.next_agent(f"{point}=kill")
-        uid = world.fork(F, A, "Standby", running=living, restartPolicy="Never")
-        await scene.killed_at(point)
-        await world.until(F)
-        assert world.settled(A)
+        await crashing(
+            scene,
+            points[part::PARTS],
+            lambda: world.fork(F, A, "Standby", running=living, restartPolicy="Never"),
+            lambda: world.settled(F) and world.settled(A),
+        )
+        assert scene.rig.site.vmm(scene.uid) == vmm
         if living:
-            assert scene.rig.site.vmm(scene.uid) == vmm
             await scene.counts_on(scene.uid)
-    await world.until(F, "Running")  # the last of them
+    uid = str(world.get(F)["metadata"]["uid"])  # the last of them
+    await world.until(F, "Running")
     await scene.counts_on(uid)
     scene.tale(uid).check(boots=0)
     assert scene.tale(uid).ticks[0].count > came
