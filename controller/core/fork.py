@@ -38,7 +38,7 @@ def take(draft: Plan, desired: Desired, wish: Fork, seen: Observed, now: float) 
             "node; delete this one, or recreate it with a source that exists",
             stalled=True,
         )  # fmt: skip
-    if in_the_way := _refusal(source, wish, desired.workload):
+    if in_the_way := refusal(source, wish, desired.workload):
         reason, message, stalled = in_the_way
         # nobody tells us what happens to another Instance, so it is looked at again in any case
         refused = wait(draft, now, reason, message, stalled=stalled)
@@ -48,8 +48,11 @@ def take(draft: Plan, desired: Desired, wish: Fork, seen: Observed, now: float) 
     return replace(draft, way=(State.ABSENT, landing), steps=(*create, TakeFork()))
 
 
-def _refusal(source: Source, wish: Fork, workload: Workload) -> tuple[str, str, bool] | None:
-    """(reason, message, stalled) of what keeps it from being forked now."""
+def refusal(source: Source, wish: Fork, workload: Workload) -> tuple[str, str, bool] | None:
+    """(reason, message, stalled) of what keeps it from being forked now; None: nothing.
+
+    Asked again by who has the source's turn: it may have moved on since the plan was made.
+    """
     name = source.name
     if source.ending:
         return "SourceNotReady", f"its source {name} is going down; waiting for it", False

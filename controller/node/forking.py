@@ -15,7 +15,8 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from controller.core.desired import Desired, Fork
+from controller.core.desired import Desired, Fork, Workload
+from controller.core.fork import refusal
 from controller.core.observed import Observed, Snapshot
 from controller.core.state import State
 from controller.errors import Bug, Retry
@@ -24,7 +25,7 @@ from controller.memory import commit
 from controller.memory.manifest import Manifest
 from controller.node import clock, sleeping, snapshots
 from controller.node.blocking import finished
-from controller.node.observe import about, handle_of, observe
+from controller.node.observe import about, handle_of, observe, source_fact
 from controller.node.parts import Parts
 from controller.node.places import make_owned
 from controller.node.record import LineageRecord, Record, WorkloadRecord
@@ -89,15 +90,15 @@ async def take(parts: Parts, desired: Desired) -> Cost:
     """Give the fork disk and memory; its record says so last. Raises Retry, Blocked."""
     fork = _wish(desired)
     waiting = parts.memory.forks[fork.parent]
-    waiting[desired.uid] = clock.now()
     try:
-        if fork.from_running:
+        if fork.from_running and desired.workload == Workload():  # others may take it along
+            waiting[desired.uid] = clock.now()
             await _gather(waiting, clock.now())
         async with parts.memory.alone[fork.parent]:
             target = _target(parts, desired.uid)
             if target is None:
                 return Cost(together=True)
-            return await _take(parts, fork, target, waiting)
+            return await _take(parts, desired, target, waiting)
     finally:
         waiting.pop(desired.uid, None)
 
@@ -108,16 +109,23 @@ async def _gather(waiting: Mapping[str, float], began: float) -> None:
         await asyncio.sleep(TOGETHER_SECONDS / 3)
 
 
-async def _take(parts: Parts, fork: Fork, target: Record, waiting: Mapping[str, float]) -> Cost:
+async def _take(
+    parts: Parts, desired: Desired, target: Record, waiting: Mapping[str, float]
+) -> Cost:
+    fork = _wish(desired)
     source = source_of(parts, fork)
     seen = await observe(parts, about(source))
+    # It had turns of its own since this was planned: who is shutting down by now is no source.
+    if in_the_way := refusal(source_fact(source, seen), fork, desired.workload):
+        reason, message, _ = in_the_way
+        raise Retry(message, reason=reason, after=1.0)
     if isinstance(seen.snapshot, Snapshot) and seen.state in (State.STANDBY, State.PAUSED):
         return await _of_sleeper(parts, source, target)
     if seen.state is State.STOPPED:
         cost = await _copy_disk(parts, source, target)
         await _finish(parts, source, target, None)
         return cost
-    if fork.from_running and seen.state in (State.RUNNING, State.PAUSED):
+    if seen.state in (State.RUNNING, State.PAUSED):
         others = [_target(parts, uid) for uid in sorted(set(waiting) - {target.uid})]
         together = [target, *(other for other in others if other is not None)]
         return await _of_living(parts, source, seen, together)

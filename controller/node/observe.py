@@ -197,7 +197,11 @@ async def _source(parts: Parts, desired: Desired, record: Record | None) -> Sour
     source = parts.records.get(desired.fork.parent)
     if source is None or isinstance(source, Unknown):
         return source or ABSENT
-    seen = await observe(parts, about(source))
+    return source_fact(source, await observe(parts, about(source)))
+
+
+def source_fact(source: Record, seen: Observed) -> Source:
+    """What a fork of ``source`` has to know of it."""
     told = isinstance(seen.record, Recorded) and seen.record.stop_ordered
     guest = seen.guest if isinstance(seen.guest, Guest) else Guest()
     return Source(
