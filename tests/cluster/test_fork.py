@@ -110,6 +110,20 @@ async def test_fork_of_a_sleeper_has_its_memory_and_is_somebody_else(
     assert not family.alive(source)
 
 
+async def test_fork_of_a_sleeper_that_is_to_be_stopped_keeps_the_disk_only(
+    family: Sleepers, forks: list[str]
+) -> None:
+    source = family.uid(ASLEEP)
+    uid = family.fork("at-rest", ASLEEP, "Stopped")
+    forks.append("at-rest")
+    await family.until("at-rest")
+    assert "snapshot" not in family.get("at-rest")["status"]
+    assert family.pods(uid) == []
+    places = family.places
+    assert journal(places.overlay(uid)) == journal(places.overlay(source))
+    assert family.get(ASLEEP)["status"]["snapshot"]["bytes"] > 0
+
+
 async def test_fork_of_a_running_source_pauses_it_and_both_go_on(
     family: Sleepers, forks: list[str]
 ) -> None:
