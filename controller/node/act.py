@@ -223,7 +223,9 @@ async def _close_run(parts: Parts, desired: Desired, obj: Any, step: Step) -> No
     parts.memory.ended.pop(record.uid, None)
     starting.clear(parts, record)
     asleep = isinstance(snapshots.look(parts, record), Snapshot)
-    update(parts, record, open=None, stopped_at=None if asleep else clock.wall())
+    slept = record.disk_generation if asleep else None
+    stopped_at = None if asleep else clock.wall()
+    update(parts, record, open=None, stopped_at=stopped_at, slept=slept)
     if asleep and record.open is not None and record.open.saving:
         tell.about(parts.events, obj, "StandbyReached", "its VMM is gone, memory and disk are kept")
 

@@ -206,6 +206,7 @@ async def _finish(parts: Parts, source: Record, target: Record, manifest: Manife
             update={
                 "provisioned": True,
                 "disk_generation": GENERATION,
+                "slept": None if manifest is None else GENERATION,
                 "kernel": source.kernel,
                 "workload": source.workload,
                 "inherited": _workload(source),

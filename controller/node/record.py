@@ -189,6 +189,7 @@ class Record(_Part):
     retry_after: Moment | None = None
     released: str | None = None
     disk_generation: int = 0
+    slept: int | None = None  # the disk generation whose snapshot it was left with, without a VMM
     lineage: LineageRecord | None = None  # None: it never slept and is no fork
     inherited: WorkloadRecord | None = None  # a fork's, where its spec is silent
     tombstone: bool = False

@@ -38,7 +38,7 @@ EMPTY_IMAGE = Path("/dev/zero")  # what RAM is mapped from where there is no ima
 def look(parts: Parts, record: Record) -> Snapshot | Absent | Unknown:
     """The committed snapshot of the current disk generation. Never raises for a failed look."""
     try:
-        manifest = commit.read(parts.places.instance(record.uid), record.disk_generation)
+        manifest = _read(parts, record)
     except Rejected as err:
         return Snapshot("", 0, 0, 0, "", err.reason, str(err))
     except Retry as err:
@@ -56,9 +56,20 @@ def look(parts: Parts, record: Record) -> Snapshot | Absent | Unknown:
 
 def committed(parts: Parts, record: Record) -> Manifest:
     """The snapshot that a step needs. Raises Retry when there is none, Rejected when damaged."""
-    manifest = commit.read(parts.places.instance(record.uid), record.disk_generation)
+    manifest = _read(parts, record)
     if manifest is None:
         raise Retry(f"instance {record.uid}: its snapshot is gone", reason="SnapshotGone")
+    return manifest
+
+
+def _read(parts: Parts, record: Record) -> Manifest | None:
+    """As ``commit.read``; and one that fell asleep has a manifest: without it, it is damaged."""
+    home = parts.places.instance(record.uid)
+    manifest = commit.read(home, record.disk_generation)
+    if manifest is None and record.slept == record.disk_generation:
+        place = commit.folder(home, record.disk_generation)
+        why = f"the manifest of its snapshot is gone from {place}; bring it back, or {REMEDY}"
+        raise Rejected(why, reason="SnapshotCorrupt")
     return manifest
 
 
@@ -175,7 +186,13 @@ def references(places: Places, records: Records) -> References:
             raise Retry(f"record {uid}: {record.why}", reason="ReferencesUnknown")
         if record.open is not None and record.open.base is not None:
             held.add(record.open.base.digest)
+        if record.slept == record.disk_generation and not _manifest(places, record).exists():
+            raise Retry(f"the manifest of {uid} is gone", reason="ReferencesUnknown")
     return References(tuple(map(places.instance, sorted(places.uids()))), frozenset(held))
+
+
+def _manifest(places: Places, record: Record) -> Path:
+    return commit.folder(places.instance(record.uid), record.disk_generation) / commit.NAME
 
 
 def folders(places: Places, uid: str) -> tuple[Path, ...]:

@@ -16,12 +16,14 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from controller.errors import Retry
 from controller.host.files import remove_tree
 from controller.host.process import boot_id
 from controller.memory import commit, manifest
 from controller.memory.manifest import Manifest, Role, Seen, StoredFile
 from controller.memory.store import MemoryStore, References
-from controller.node.record import Record, encode
+from controller.node.record import Record, Records, encode
+from controller.node.snapshots import references
 from controller.vmm.registry import FAULTS
 from tests.agentkit import Rig, Site, Zygote, eventually
 from tests.agentkit import rig as make_rig
@@ -301,6 +303,21 @@ async def test_manifest_of_something_else_is_refused_and_kept(scene: Scene) -> N
         scene.mend()
         await scene.rig.world.until(A, "Standby")
     await scene.wakes(_asleep_as(scene))
+
+
+async def test_manifest_that_is_gone_is_said_and_all_that_it_named_is_kept(scene: Scene) -> None:
+    boots, before = scene.site.starts(scene.uid), _asleep_as(scene)
+    scene.manifest_path().unlink()
+    assert "manifest of its snapshot is gone" in await scene.is_refused(CORRUPT)
+    records = Records(scene.site.places.instances)
+    records.load()
+    with pytest.raises(Retry, match="gone") as refused:  # so nothing is collected
+        references(scene.site.places, records)
+    assert refused.value.reason == "ReferencesUnknown"
+    assert scene.site.starts(scene.uid) == boots
+    scene.mend()
+    await scene.rig.world.until(A, "Standby")
+    await scene.wakes(before)
 
 
 async def test_other_build_of_the_same_version_is_worth_an_event_only(scene: Scene) -> None:
