@@ -102,6 +102,8 @@ def undecided(draft: Plan, seen: Observed, now: float) -> Plan | None:
 
 def fall_asleep(draft: Plan, record: Recorded, seen: Observed) -> Plan:
     """From Running (its workload started) or Paused to Standby."""
+    if isinstance(seen.snapshot, Snapshot) and seen.snapshot.reason:
+        return replace(draft, steps=to_run(record, seen))  # it is whole in this VMM only: save anew
     if isinstance(seen.snapshot, Snapshot):  # in this VMM is nothing that is not on disk
         return replace(draft, steps=(KillVmm(), CloseRun()))
     order: tuple[Step, ...] = () if record.saving else (OrderSave(),)

@@ -62,6 +62,10 @@ STEPS: dict[str, tuple[Desired, Observed, str]] = {
     "its save is not wanted any more": (RUN, paused(record=a_run(saving=True)), "CancelSave"),
     "it is to be stopped instead": (STOP, seen_running(record=a_run(saving=True)), "CancelSave"),
     "it is saved": (SLEEP, paused(snapshot=SNAPSHOT), "KillVmm CloseRun"),
+    "it is saved, and that is damaged": (SLEEP, paused(snapshot=DAMAGED), "VoidSnapshot"),
+    "it has its memory, is to sleep, and the snapshot is damaged": (
+        SLEEP, replace(waking(State.PAUSED), snapshot=DAMAGED), "OrderWake",
+    ),
     "it is saved and dead": (
         SLEEP, seen(record=a_run(), snapshot=SNAPSHOT, guest=Guest(True)), "CloseRun",
     ),
