@@ -41,17 +41,15 @@ MIB = 1 << 20
 
 
 # In the order in which they are passed, one for each thing that is done to the disk. Before the one
-# that is named it is the old, from it on the new.
+# that is named below them it is the old, from it on the new.
 SLEEP = (
-    "step.OrderSave.after", "step.PauseVmm.after", "memory.write.after", "memory.sync.after",
-    "memory.publish.after", "memory.folder.after", "memory.commit.before", "memory.commit.after",
-    "step.SaveMemory.after", "step.KillVmm.after", "step.CloseRun.after",
+    "step.OrderSave.after", "memory.sync.after", "memory.publish.after", "memory.folder.after",
+    "memory.commit.before", "memory.commit.after", "step.SaveMemory.after", "step.CloseRun.after",
 )  # fmt: skip
 ASLEEP_FROM = "memory.commit.after"
 WAKE = (
-    "step.PrepareWake.after", "start.before-spawn", "start.spawned", "step.StartVmm.after",
-    "step.LoadMemory.after", "step.OrderWake.before", "memory.void.before", "memory.void.after",
-    "step.OrderWake.after", "step.ResumeVmm.after", "step.RepairGuest.after",
+    "step.PrepareWake.after", "start.spawned", "step.LoadMemory.after", "step.OrderWake.before",
+    "memory.void.before", "memory.void.after", "step.OrderWake.after", "step.RepairGuest.after",
 )  # fmt: skip
 USED_FROM = "memory.void.before"
 

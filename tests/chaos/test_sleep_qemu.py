@@ -16,8 +16,8 @@ import pytest
 import pytest_asyncio
 
 from controller.host import failpoint
-from controller.memory import saving as _  # noqa: F401 - registers its crash points
-from controller.node import act as __  # noqa: F401 - these, too
+from controller.memory import saving as _saving  # noqa: F401 - registers its crash points
+from controller.node import act as _act  # noqa: F401 - these, too
 from controller.settings import cache_dir
 from tests.agentkit import KILLED, Object, Rig, Zygote, eventually, furnish_for_qemu
 from tests.agentkit import rig as make_rig
@@ -34,9 +34,10 @@ pytestmark = [
 A, F = "a", "f"
 PASSED = re.compile(r"^failpoint (\S+): sleep-0$", re.MULTILINE)
 DIED = re.compile(r"^failpoint (\S+): kill$", re.MULTILINE)
-PARTS = 3
+ROUNDS = 4
 MODES = ("Standby", "Running")
-ALL = tuple(p for p in failpoint.registered() if not p.startswith("operator."))
+# An agent gives old files back whenever it has the time, so that is on no way (hollow ones do it).
+ALL = tuple(p for p in failpoint.registered() if not p.startswith(("operator.", "memory.unlink.")))
 # What must be among the points that are found, so that no sweep is empty.
 STEPS = {
     "Standby": {"OrderSave", "PauseVmm", "SaveMemory", "KillVmm", "CloseRun"},
@@ -158,19 +159,22 @@ async def test_agent_killed_while_it_copies_memory_begins_anew(scene: Scene) -> 
 
 async def crashing(
     scene: Scene, points: list[str], do: Callable[[], object], over: Callable[[], bool]
-) -> None:
-    """Do it with an agent that dies at each of the points, once, and another one that goes on."""
+) -> list[str]:
+    """Do it with agents that die, one after the other, each at the first of the points it passes.
+
+    Gives the points that none of them came to: what one does in the step that another one died in.
+    """
     left, at = list(points), await scene.next_agent(armed(points, "kill"))
     do()
-    while left or not over():
+    while True:
         await eventually(
-            lambda: scene.rig.site.agent.dead or (over() and not left),
+            lambda: scene.rig.site.agent.dead or over(),
             lambda: (left, [each["status"] for each in scene.objects()]),
         )
         if not scene.rig.site.agent.dead:
-            return
-        died = DIED.findall(scene.said(at))
+            return left
         assert scene.rig.site.agent.code == KILLED
+        died = DIED.findall(scene.said(at))
         left[:] = [point for point in left if point not in died]
         scene.rig.restart(armed(left, "kill"))
 
@@ -178,24 +182,23 @@ async def crashing(
 async def test_agent_killed_at_every_point_of_sleep_and_wake_changes_no_end(
     scene: Scene,
 ) -> None:
-    """Each agent dies once; each time the guest falls asleep or wakes a few of them do."""
     world, points = scene.rig.world, {}
     await world.until(A, "Running")
     for mode in MODES:
         at = await scene.next_agent(armed(ALL, "sleep-0"))
         await world.until(A, mode)
         points[mode] = found(scene, at, mode)
-    for part in range(PARTS):
+    print(points)
+    for _ in range(ROUNDS):
         for mode in MODES:
-            await crashing(
-                scene,
-                points[mode][part::PARTS],
-                lambda mode=mode: world.ask(A, mode),
-                lambda: world.settled(A),
+            points[mode] = await crashing(
+                scene, points[mode], lambda mode=mode: world.ask(A, mode), lambda: world.settled(A)
             )
             assert (scene.rig.site.vmm(scene.uid) is None) is (mode == "Standby")
         await scene.counts_on(scene.uid)
-    print({mode: len(each) for mode, each in points.items()})
+        if not any(points.values()):
+            return
+    raise AssertionError(f"never reached: {points}")
 
 
 @pytest.mark.parametrize("origin", ["Running", "Standby"])
@@ -208,25 +211,28 @@ async def test_agent_killed_at_every_point_of_a_fork_changes_no_end(
     at = await scene.next_agent(armed(ALL, "sleep-0"))
     await scene.fork("Standby", running=living)
     points = found(scene, at, "fork")
-    for part in range(PARTS):
+    print(points)
+    for _ in range(ROUNDS):
         await scene.next_agent()
         await world.until_gone(F)
         came = scene.tale(scene.uid).last
-        await crashing(
+        points = await crashing(
             scene,
-            points[part::PARTS],
+            points,
             lambda: world.fork(F, A, "Standby", running=living, restartPolicy="Never"),
             lambda: world.settled(F) and world.settled(A),
         )
         assert scene.rig.site.vmm(scene.uid) == vmm
         if living:
             await scene.counts_on(scene.uid)
+        if not points:
+            break
+    assert points == [], "never reached"
     uid = str(world.get(F)["metadata"]["uid"])  # the last of them
     await world.until(F, "Running")
     await scene.counts_on(uid)
     scene.tale(uid).check(boots=0)
     assert scene.tale(uid).ticks[0].count > came
-    print(len(points), "points")
 
 
 @pytest.mark.parametrize(
