@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from controller import metrics
 from controller.core.state import State
-from controller.errors import Bug, Retry, Timeout, TorporError
+from controller.errors import Blocked, Bug, Retry, Timeout, TorporError
 from controller.host import files
 from controller.host.process import Identity
 from controller.memory import commit
@@ -73,8 +73,17 @@ async def check_space(parts: Parts, vmm: Living) -> None:
 
 
 def mapped(parts: Parts, run: RunRecord) -> Path:
-    """The image that the VMM of this run maps."""
-    return parts.snapshots.path(run.base) if run.base else snapshots.EMPTY_IMAGE
+    """The image that the VMM of this run maps. Raises Blocked (BaseMissing)."""
+    if run.base is None:
+        return snapshots.EMPTY_IMAGE
+    image = parts.snapshots.path(run.base)
+    if not image.exists():
+        raise Blocked(
+            f"{image}, which its RAM is mapped from, is gone, so its memory cannot be saved: bring "
+            "it back, or ask for operatingMode: Stopped, which gives the memory up",
+            reason="BaseMissing",
+        )
+    return image
 
 
 async def save(parts: Parts, vmm: Living) -> Manifest:
