@@ -62,12 +62,14 @@ async def order(parts: Parts, vmm: Living) -> Record:
 
 
 async def check_space(parts: Parts, vmm: Living) -> None:
-    """Raise Retry (NoSpace) unless everything that may have to be written fits."""
-    size = vmm.record.hardware.memory
+    """Raise Retry (NoSpace) unless everything that may have to be written fits.
+
+    Raises Blocked (BaseMissing) as well: the guest is not disturbed for nothing.
+    """
+    size, image = vmm.record.hardware.memory, mapped(parts, vmm.run)
     with contextlib.suppress(Retry):  # where all of RAM fits nobody need count what changed
         await finished(parts.snapshots.check_space, size + STATE_ROOM)
         return
-    image = mapped(parts, vmm.run)
     needed = await finished(changed_bytes, vmm.who, image, size)
     await finished(parts.snapshots.check_space, needed + STATE_ROOM)
 
