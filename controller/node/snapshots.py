@@ -186,7 +186,8 @@ def references(places: Places, records: Records) -> References:
             raise Retry(f"record {uid}: {record.why}", reason="ReferencesUnknown")
         if record.open is not None and record.open.base is not None:
             held.add(record.open.base.digest)
-        if record.slept == record.disk_generation and not _manifest(places, record).exists():
+        asleep = record.slept == record.disk_generation and not record.tombstone
+        if asleep and not _manifest(places, record).exists():
             raise Retry(f"the manifest of {uid} is gone", reason="ReferencesUnknown")
     return References(tuple(map(places.instance, sorted(places.uids()))), frozenset(held))
 
