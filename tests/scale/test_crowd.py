@@ -9,7 +9,7 @@ from statistics import median
 
 from tests.scale.figures import SMOKE, Figures
 from tests.scale.filling import fill, full_node
-from tests.scale.hollow import hollow_cluster, hollow_stack
+from tests.scale.hollow import NODE, hollow_cluster, hollow_stack
 from tests.scale.upped import NAMESPACE, Cluster
 from tests.scale.watching import ready
 
@@ -44,7 +44,7 @@ def test_wake_among_many(figures: Figures) -> None:
 def _create(cluster: Cluster, names: list[str]) -> None:
     began = time.monotonic()
     for name in names:
-        cluster.create(name, memory={"size": "64Mi"})
+        cluster.create(name, memory={"size": "64Mi"}, nodeName=NODE)  # the other has no agent
     for name in names:
         cluster.watch.wait(name, ready("Running"), after=began, seconds=PATIENCE)
 

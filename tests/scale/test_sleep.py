@@ -114,8 +114,7 @@ def test_fork_of_a_running_source(cluster: Cluster, figures: Figures) -> None:
     figures.add(
         f"pause of a running source, {subject.ram // MIB} MiB", pause, "s",
         budget=round(PAUSE_PLUS + PAUSE_PER_GIB * size / GIB, 4),
-        note=f"{size / GIB:.2f} GiB of its own; + {disk:.2f} s for its disk;"
-        f" the fork was Ready after {total:.2f} s",
+        note=f"{size / GIB:.2f} GiB of its own; + {disk:.2f} s for its disk; Ready: {total:.2f} s",
     )  # fmt: skip
     _delete(cluster, ["of-lively", subject.name])
 
@@ -157,7 +156,7 @@ def test_beside_libvirt(
         ("later Standby ÷ virsh managedsave", ours.later, saves, 0.1),
         ("wake ÷ virsh start", ours.wake, starts, 0.3333),
     ):
-        note = "patch → Ready, the API server, operator and scheduler included"
+        note = f"ours from patch to Ready; n={VIRSH_ROUNDS}"
         ratio = mine / median(theirs)
         figures.add(f"{what}, {mib} MiB", ratio, "", budget=budget, note=note)
 
@@ -253,7 +252,7 @@ def _fork(cluster: Cluster, source: str, names: list[str]) -> float:
 def _note_forks(figures: Figures, count: int, ours: list[float], bare: list[float]) -> None:
     ratio = median(ours) / median(bare)
     figures.add(
-        f"fork of {count} from one Standby ÷ {count} bare wakes", ratio, "",
+        f"fork of {count} from a Standby ÷ bare wakes", ratio, "",
         budget=FORK_TIMES if count > 1 else None,
         note=f"{median(ours):.2f} s ÷ {median(bare):.2f} s, {FORK_MIB} MiB; n={len(ours)}",
         samples=ours,

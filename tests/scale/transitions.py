@@ -17,7 +17,7 @@ from tests.scale.watching import failed, gone, ready
 Object = dict[str, Any]
 SECONDS = 90.0  # for any transition, on a busy machine
 CREATE_BUDGET, BUDGET = 3, 2
-CREATIONS = ("create", "fork", "fork of a running one")
+CREATIONS = ("create", "fork", "fork, source running")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def slumber(cluster: Cluster, name: str) -> Iterator[Counted]:
     cluster.patch(name, operatingMode="Running")
     cluster.watch.wait(name, running, after=began, seconds=SECONDS)
     cluster.audit.settled(NAMESPACE)
-    order = "fork of a running one"
+    order = "fork, source running"
     yield _one(cluster, fork, order, lambda: cluster.fork(name, fork, fromRunning=True), running)
     cluster.delete(fork)
 
