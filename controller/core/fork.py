@@ -17,7 +17,7 @@ does not live here: which node and which source (``placement``), and how it is d
 
 from dataclasses import replace
 
-from controller.core.desired import Desired, Fork, Workload
+from controller.core.desired import Desired, Fork, Mode, Workload
 from controller.core.observed import Absent, Observed, Source, Unknown
 from controller.core.state import State
 from controller.core.steps import CreateRecord, Plan, Step, TakeFork
@@ -56,6 +56,8 @@ def refusal(source: Source, wish: Fork, workload: Workload) -> tuple[str, str, b
     name = source.name
     if source.ending:
         return "SourceNotReady", f"its source {name} is going down; waiting for it", False
+    if on_its_way := _on_its_way(source, wish):
+        return "SourceNotReady", on_its_way, False
     if source.state in _ALIVE and not wish.from_running:
         return (
             "SourceRunning",
@@ -75,6 +77,22 @@ def refusal(source: Source, wish: Fork, workload: Workload) -> tuple[str, str, b
             True,
         )
     return None
+
+
+def _on_its_way(source: Source, wish: Fork) -> str:
+    """Why the source is not yet what its own wish says that it will be; "": it is, or stays.
+
+    A fork that is applied together with its source is to have what that becomes, not an empty disk.
+    """
+    name, asked = source.name, source.asked
+    if asked is None or source.exited:
+        return ""
+    rests = asked in (Mode.STANDBY, Mode.STOPPED)
+    if source.state in _ALIVE and rests and not wish.from_running:
+        return f"its source {name} is on its way to {asked.value}; waiting for it"
+    if source.state is State.STOPPED and asked in (Mode.RUNNING, Mode.PAUSED, Mode.STANDBY):
+        return f"its source {name} is Stopped and on its way to {asked.value}; waiting for it"
+    return ""
 
 
 def _inherits_memory(source: Source) -> bool:

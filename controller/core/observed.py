@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from controller.core.desired import Hardware, Workload
+from controller.core.desired import Hardware, Mode, Workload
 from controller.core.state import State
 
 
@@ -134,6 +134,8 @@ class Source:
     started: bool  # its workload runs, or ran when it was put to sleep
     ending: bool = False  # it was told to stop, has ended, or is being deleted
     memory: bool = False  # it has a committed snapshot
+    asked: Mode | None = None  # what its object asks for; None: not known here
+    exited: bool = False  # it ended, and policy leaves it so
 
 
 @dataclass(frozen=True)

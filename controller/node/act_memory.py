@@ -86,7 +86,8 @@ async def _repair_guest(parts: Parts, desired: Desired, obj: Any, step: Step) ->
 
 
 async def _take_fork(parts: Parts, desired: Desired, obj: Any, step: Step) -> None:
-    tell.about(parts.events, obj, "ForkStarted", "taking disk and memory from its source")
+    message = "taking what its source has: its disk, and its memory where it sleeps or runs"
+    tell.about(parts.events, obj, "ForkStarted", message)
     cost = await forking.take(parts, desired)
     tell.about(parts.events, obj, "Forked", tell.fork(**dataclasses.asdict(cost)))
 

@@ -165,6 +165,7 @@ async def _parts(settings: NodeSettings, places: Places, client: Client, intake:
         cluster="",
         kernels=KernelStore(places.kernels),
         snapshots=store,
+        asked=intake.asked,
     )
 
 

@@ -116,7 +116,7 @@ async def _take(
     source = source_of(parts, fork)
     seen = await observe(parts, about(source))
     # It had turns of its own since this was planned: who is shutting down by now is no source.
-    if in_the_way := refusal(source_fact(source, seen), fork, desired.workload):
+    if in_the_way := refusal(source_fact(parts, source, seen), fork, desired.workload):
         reason, message, _ = in_the_way
         raise Retry(message, reason=reason, after=1.0)
     if isinstance(seen.snapshot, Snapshot) and seen.state in (State.STANDBY, State.PAUSED):

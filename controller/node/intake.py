@@ -6,8 +6,8 @@ seen. Who vanishes from the watch may have been moved: nothing is torn down for 
 
 from typing import Any
 
-from controller.core import wish
-from controller.core.desired import Desired
+from controller.core import ownership, wish
+from controller.core.desired import Desired, Mode
 from controller.errors import Rejected
 from controller.kube.client import Client
 from controller.kube.reflector import Reflector
@@ -33,6 +33,11 @@ class Intake:
     def get(self, uid: str) -> Object | None:
         """The newest object of that UID, None when the watch has none."""
         return self.reflector.get(uid)
+
+    def asked(self, uid: str) -> Mode | None:
+        """The operating mode that this Instance asks for; None when the watch has none of it."""
+        obj = self.reflector.get(uid)
+        return None if obj is None else ownership.mode(obj)
 
     def put(self, obj: Object) -> None:
         """Take the answer to a write of ours, so that the next pass sees it."""

@@ -197,10 +197,10 @@ async def _source(parts: Parts, desired: Desired, record: Record | None) -> Sour
     source = parts.records.get(desired.fork.parent)
     if source is None or isinstance(source, Unknown):
         return source or ABSENT
-    return source_fact(source, await observe(parts, about(source)))
+    return source_fact(parts, source, await observe(parts, about(source)))
 
 
-def source_fact(source: Record, seen: Observed) -> Source:
+def source_fact(parts: Parts, source: Record, seen: Observed) -> Source:
     """What a fork of ``source`` has to know of it."""
     told = isinstance(seen.record, Recorded) and seen.record.stop_ordered
     guest = seen.guest if isinstance(seen.guest, Guest) else Guest()
@@ -210,6 +210,8 @@ def source_fact(source: Record, seen: Observed) -> Source:
         started=guest.started,
         ending=told or guest.exit is not None or source.tombstone,
         memory=isinstance(seen.snapshot, Snapshot),
+        asked=parts.asked(source.uid),
+        exited=source.exited,
     )
 
 

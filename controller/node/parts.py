@@ -6,11 +6,12 @@ in it is truth, all of it can be looked up again.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from controller.core.backoff import Backoff
+from controller.core.desired import Mode
 from controller.core.rules import Rules
 from controller.guest.artifacts import GuestArtifacts
 from controller.guest.kernel import KernelStore
@@ -62,6 +63,7 @@ class Parts:
     artifacts: GuestArtifacts | None = None  # the kernel a boot takes; None: not here yet
     no_artifacts: str = "the node is still preparing it"
     memory: Memory = field(default_factory=Memory)
+    asked: Callable[[str], Mode | None] = lambda _uid: None  # what the object of a UID asks for
 
     def driver(self, hypervisor: str) -> Driver:
         """The driver for that word of the spec. Raises KeyError (the worker checks first)."""

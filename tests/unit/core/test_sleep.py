@@ -272,6 +272,25 @@ def test_source_that_cannot_be_forked_now_says_why(
     assert (waits.reason, waits.stalled) == (reason, stalled)
 
 
+@pytest.mark.parametrize(
+    ("found", "waits"),
+    [
+        (source(State.STOPPED, asked=Mode.RUNNING), True),
+        (source(State.STOPPED, asked=Mode.STANDBY), True),
+        (source(State.STOPPED, asked=Mode.RUNNING, exited=True), False),
+        (source(State.STOPPED, asked=Mode.STOPPED), False),
+        (source(State.STANDBY, asked=Mode.RUNNING), False),
+        (source(State.RUNNING, asked=Mode.STANDBY), True),
+        (source(State.PAUSED, asked=Mode.STOPPED), True),
+    ],
+)
+def test_source_on_its_way_is_waited_for(found: Source, waits: bool) -> None:
+    planned = made(WISH, unmade(found))
+    assert bool(planned.steps) is not waits
+    if planned.waiting is not None:
+        assert (planned.waiting.reason, planned.waiting.stalled) == ("SourceNotReady", False)
+
+
 def test_inherited_memory_takes_no_other_env_command_or_args() -> None:
     for said in (Workload(("sh",)), Workload(args=("-x",)), Workload(env=(("A", "b"),))):
         wish = replace(WISH, workload=said)

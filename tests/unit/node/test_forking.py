@@ -50,7 +50,9 @@ async def test_source_that_moved_on_since_the_plan_is_not_forked(
         return look
 
     monkeypatch.setattr(forking, "observe", found)
-    parts: Any = SimpleNamespace(records=Records(tmp_path), memory=Memory())
+    parts: Any = SimpleNamespace(
+        records=Records(tmp_path), memory=Memory(), asked=lambda _uid: None
+    )
     parts.records.save(record_of(SOURCE, "first", provisioned=True))
     parts.records.save(record_of(FORK, "second", provisioned=False))
     with pytest.raises(Retry) as caught:
