@@ -54,7 +54,7 @@ class Intake:
     def image_news(self, reference: str) -> None:
         """A pull changed its state: everybody who waits for that image looks again."""
         for uid, obj in self.reflector.items():
-            if (obj.get("spec") or {}).get("image") == reference:
+            if (obj.get("spec") or {}).get("image") in (reference, None):  # a fork names none
                 self.queue.add(uid)
 
     def moved_on(self, uid: str, desired: Desired) -> bool:

@@ -54,8 +54,11 @@ async def order(parts: Parts, vmm: Living) -> Record:
     """See that there is space, then note that a save begins. Raises Retry (NoSpace) untouched."""
     await check_space(parts, vmm)
     answer = await vmm.driver.state(vmm.handle)
-    record = snapshots.with_lineage(parts, vmm.record)
-    run = vmm.run.model_copy(update={"saving": True, "goes_on": answer.state is State.RUNNING})
+    now = parts.records.get(vmm.record.uid)  # a new log keeper may have been noted meanwhile
+    if not isinstance(now, Record) or now.open is None:
+        raise Retry("its run was closed while a save was to begin", reason="NotAllowed")
+    record = snapshots.with_lineage(parts, now)
+    run = now.open.model_copy(update={"saving": True, "goes_on": answer.state is State.RUNNING})
     record = parts.records.save(record.model_copy(update={"open": run}))
     await parts.guests.drop(record.uid)
     return record
