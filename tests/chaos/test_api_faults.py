@@ -144,14 +144,17 @@ async def test_successor_of_the_same_name_gets_a_disk_of_its_own(rig: Rig) -> No
     assert rig.left() == []
 
 
-async def test_eviction_brings_the_guest_down_and_a_new_reservation_up_again(rig: Rig) -> None:
+async def test_eviction_puts_the_guest_to_sleep_and_a_new_reservation_wakes_it(rig: Rig) -> None:
     rig.restart()
     uid = await rig.run(A)
     first = rig.world.get(A)["status"]["reservation"]
     rig.world.schedule(A, "False", "Evicting")
-    await eventually(lambda: rig.site.starts(uid) == 2 and rig.world.settled(A))
+    await eventually(lambda: rig.site.record(uid).run == 2 and rig.world.settled(A))
     record = rig.site.record(uid)
     assert (record.released, record.exit, record.restarts) == (first, None, 0)
+    assert record.open is not None
+    assert record.open.repaired  # it was woken
+    assert rig.site.starts(uid) == 1  # and not booted again
 
 
 async def test_guest_is_never_started_on_a_reservation_that_was_given_back(rig: Rig) -> None:
