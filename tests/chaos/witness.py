@@ -8,6 +8,7 @@ one that is lost shows as a boot. And what is on disk must be what somebody stil
 import os
 import struct
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from controller.host import files
 from controller.memory import commit
@@ -93,11 +94,19 @@ def strays(rig: Rig) -> list[str]:
         found += wrong
     stored = {}
     for folder in places.memory.glob("[0-9]*"):
-        for path in folder.iterdir():
+        for path in _listed(folder):
             match = NAME.fullmatch(path.name)
             stored[match[2] if match else path.name] = path
     found += [f"{path} is named by nobody" for name, path in stored.items() if name not in named]
     return found + [f"{digest} is gone" for digest in sorted(named - stored.keys())]
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What is in it; nothing where it goes this moment, with the last of its files."""
+    try:
+        return list(folder.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def _of(site: Site, record: Record) -> tuple[set[str], list[str]]:

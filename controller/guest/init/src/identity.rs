@@ -45,9 +45,18 @@ pub fn change(config: &mut Config, new: Config) -> Result<()> {
 
 /// Inside the root, while the workload runs.
 fn update(old: &Config, new: &Config) -> Result<()> {
-    if new.hostname != old.hostname {
-        set_hostname(&new.hostname)?; // first: it needs no disk, and the workload runs already
+    if new.hostname == old.hostname {
+        return write_files(old, new);
     }
+    set_hostname(&new.hostname)?; // first: it needs no disk, and the workload runs already
+    let written = write_files(old, new);
+    if written.is_err() {
+        set_hostname(&old.hostname)?;
+    }
+    written
+}
+
+fn write_files(old: &Config, new: &Config) -> Result<()> {
     if new.machine_id != old.machine_id {
         rewrite(MACHINE_ID, &line(&new.machine_id))?;
     }
