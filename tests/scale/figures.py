@@ -70,6 +70,8 @@ class Figures:
         load = round(os.getloadavg()[0], 2)
         value = round(value, 4)
         self.all.append(Figure(what, value, unit, budget, at_least, note, rounded, load))
+        # at once as well: a run takes minutes, and one that is cut off was not for nothing
+        print(f"\n  {_line(self.all[-1])}", end=" ", flush=True)
 
     def add_median(self, what: str, samples: Sequence[float], unit: str, **rest: object) -> None:
         """Note the median of ``samples``."""
@@ -105,6 +107,13 @@ class Figures:
             "figures": [asdict(each) | {"met": each.met} for each in self.all],
         }
         OUTPUT.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def _line(figure: Figure) -> str:
+    verdict = {True: "met", False: "NOT MET", None: "no budget"}[figure.met]
+    sign = "≥" if figure.at_least else "≤"
+    wanted = "" if figure.budget is None else f", wanted {sign} {figure.budget:g}"
+    return f"{figure.what}: {figure.value:.4g} {figure.unit}{wanted}: {verdict}; {figure.note}"
 
 
 def _commit() -> str:
