@@ -25,7 +25,7 @@ from controller.node.blocking import all_finished, finished
 from controller.node.parts import Parts
 from controller.node.record import Record, RunRecord
 from controller.vmm.driver import Driver, Handle
-from controller.vmm.machine import CHANNEL_SOCKET
+from controller.vmm.machine import CHANNEL_SOCKET, EMPTY_IMAGE
 
 if TYPE_CHECKING:  # at run time when the first guest sleeps; ``memory.store`` says why
     from controller.memory.saving import Saving, Taken
@@ -80,7 +80,7 @@ async def check_space(parts: Parts, vmm: Living) -> None:
 def mapped(parts: Parts, run: RunRecord) -> Path:
     """The image that the VMM of this run maps. Raises Blocked (BaseMissing)."""
     if run.base is None:
-        return snapshots.EMPTY_IMAGE
+        return EMPTY_IMAGE
     image = parts.snapshots.path(run.base)
     if not image.exists():
         raise Blocked(

@@ -32,7 +32,6 @@ from controller.node.record import LineageRecord, ModelRecord, Record, Records
 log = logging.getLogger(__name__)
 
 OVERLAY = "overlay"  # the serial of the writable disk
-EMPTY_IMAGE = Path("/dev/zero")  # what RAM is mapped from where there is no image
 
 
 def look(parts: Parts, record: Record) -> Snapshot | Absent | Unknown:

@@ -34,14 +34,13 @@ from controller.vmm.driver import (
 )
 from controller.vmm.held import Held, HeldVmms, kill
 from controller.vmm.hollow_link import MONITOR_SOCKET, Link
-from controller.vmm.machine import CHANNEL_SOCKET, Launch, Machine
+from controller.vmm.machine import CHANNEL_SOCKET, EMPTY_IMAGE, Launch, Machine
 
 PEOPLE_SOCKET = "people.sock"
 VERSION = Version("1", "hollow-1")
 
 CONNECT_SECONDS = 2.0
 _STATE_BYTES = 4096
-_EMPTY_IMAGE = "/dev/zero"
 _CONFIG_HEAD = struct.Struct("<8sIII")  # of the config disk: magic, version, length, checksum
 _FIELD = struct.Struct("<BI")
 _NAMES = {6: "nonce", 32: "hostname", 33: "machine_id"}
@@ -203,7 +202,7 @@ class HollowDriver:
         config: dict[str, object] = {
             "uid": machine.uid,
             "names": list(named),
-            "image": str(machine.memory_image or _EMPTY_IMAGE),
+            "image": str(machine.memory_image or EMPTY_IMAGE),
             "memory": machine.hardware.memory,
             "disks": json.dumps(disks),
             "devices": _devices(machine),

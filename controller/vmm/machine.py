@@ -10,6 +10,8 @@ from pathlib import Path
 from controller.core.desired import Hardware
 from controller.errors import Blocked
 
+# What RAM is mapped from where there is no image: holes that no page cache keeps a second time.
+EMPTY_IMAGE = Path("/dev/zero")
 CHANNEL_SOCKET = "agent.sock"  # in run_dir: where the guest's channel is reached from the host
 _SUN_PATH = 107  # bytes of a unix socket's path, without its closing zero
 

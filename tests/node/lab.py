@@ -9,7 +9,7 @@ from controller.memory.pages import FileId, ProcessMemory
 from controller.memory.saving import StateSink
 from controller.memory.store import MemoryStore, References
 from controller.vmm.driver import Handle
-from controller.vmm.qemu.argv import EMPTY_IMAGE
+from controller.vmm.machine import EMPTY_IMAGE
 from tests.node.rigs import Rig, Run
 from tests.unit.memory.snapshots import manifest_of
 

@@ -17,7 +17,6 @@ Object = dict[str, Any]
 MIB = 1 << 20
 SECONDS = 180.0  # for anything, on a busy machine
 BLOCK = 32  # MiB
-EMPTY_IMAGE = Path("/dev/zero")
 # Fills memory by copying: a guest without KVM makes random bytes too slowly for gigabytes.
 _FILL = """
 cd /dev/shm

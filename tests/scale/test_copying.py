@@ -13,9 +13,10 @@ from controller.host.process import Identity, identity
 from controller.memory.manifest import StoredFile
 from controller.memory.saving import Saving
 from controller.memory.store import MemoryStore, References
+from controller.vmm.machine import EMPTY_IMAGE
 from tests.scale.baresleep import Written, copy_out
 from tests.scale.figures import SMOKE, Figures
-from tests.scale.subject import EMPTY_IMAGE, MIB
+from tests.scale.subject import MIB
 from tests.unit.memory.snapshots import manifest_of
 
 RAM = (64 if SMOKE else 512) * MIB

@@ -25,13 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from controller.errors import Bug
-from controller.vmm.machine import Disk, Machine
+from controller.vmm.machine import EMPTY_IMAGE, Disk, Machine
 
 CHANNEL_PORT = "torpor.agent.0"
 REPORT_PORT = "torpor.report.0"
 LOG_PORT = "torpor.log.0"
 
-EMPTY_IMAGE = Path("/dev/zero")
 MAX_DISKS = 32
 MAX_VOLUMES = 23
 DISK_LIMIT = "limit0"  # the one throttle group
