@@ -139,7 +139,7 @@ def _unnoted(record: Recorded, seen: Observed) -> bool:
     # memory lies safely on disk.
     if isinstance(seen.snapshot, Snapshot):
         return False
-    return record.boot_ordered and not record.exit_noted and not record.stop_ordered
+    return record.owes_exit
 
 
 def _deadline(desired: Desired, record: Recorded) -> float:

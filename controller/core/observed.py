@@ -174,6 +174,11 @@ class Recorded:
     forked_at: str | None = None  # RFC 3339; None: it is no fork, or not made yet
     inherited: Workload | None = None  # what a fork has from its source where its spec is silent
 
+    @property
+    def owes_exit(self) -> bool:
+        """The open run was let go, and its end, if it comes, is neither our order nor noted yet."""
+        return self.boot_ordered and not self.exit_noted and not self.stop_ordered
+
 
 @dataclass(frozen=True)
 class Observed:

@@ -86,8 +86,7 @@ def outlived(record: Recorded, seen: Observed) -> tuple[Step, ...]:
     woken: it would only power off.
     """
     ended = isinstance(seen.guest, Guest) and seen.guest.exit is not None
-    unnoted = record.boot_ordered and not record.exit_noted and not record.stop_ordered
-    if ended and unnoted and isinstance(seen.snapshot, Snapshot):
+    if ended and record.owes_exit and isinstance(seen.snapshot, Snapshot):
         return (VoidSnapshot(),)
     return ()
 
