@@ -46,10 +46,10 @@ from controller.images.image import Ready
 from controller.kube.resources import INSTANCES
 from controller.node import clock, forking, snapshots, starting, tell
 from controller.node.act_memory import MEMORY_STEPS
-from controller.node.acting import record_of, update, update_run, vmm_of
+from controller.node.acting import new_record, record_of, update, update_run, vmm_of
 from controller.node.parts import Parts
 from controller.node.places import make_owned
-from controller.node.record import ExitRecord, HardwareRecord, Record
+from controller.node.record import ExitRecord, HardwareRecord
 from controller.vmm.machine import CHANNEL_SOCKET
 from controller.volumes import disk
 
@@ -81,14 +81,9 @@ async def _create_record(parts: Parts, desired: Desired, obj: Any, step: Step) -
         return
     frozen = desired.hardware
     parts.records.save(
-        Record(
-            uid=desired.uid,
-            namespace=desired.namespace,
-            name=desired.name,
-            id=desired.id,
-            install_id=parts.settings.install_id,
-            epoch=desired.epoch,
-            index=parts.records.free_index(parts.settings.uid_count),
+        new_record(
+            parts,
+            desired,
             image=desired.image,
             image_digest=desired.pinned,
             hardware=HardwareRecord(

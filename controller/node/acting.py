@@ -16,6 +16,23 @@ def record_of(parts: Parts, desired: Desired) -> Record:
     return record
 
 
+def new_record(parts: Parts, desired: Desired, **born: object) -> Record:
+    """The first record of an Instance, with what it is ``born`` with. Not saved.
+
+    Raises Retry (NoFreeUid).
+    """
+    own = {
+        "uid": desired.uid,
+        "namespace": desired.namespace,
+        "name": desired.name,
+        "id": desired.id,
+        "install_id": parts.settings.install_id,
+        "epoch": desired.epoch,
+        "index": parts.records.free_index(parts.settings.uid_count),
+    }
+    return Record.model_validate({**own, **born})
+
+
 def update(parts: Parts, record: Record, **changes: object) -> Record:
     """Write the record with these changes, durably."""
     return parts.records.save(record.model_copy(update=changes))

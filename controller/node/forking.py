@@ -24,6 +24,7 @@ from controller.host import files
 from controller.memory import commit
 from controller.memory.manifest import Manifest
 from controller.node import clock, sleeping, snapshots
+from controller.node.acting import new_record
 from controller.node.blocking import finished
 from controller.node.observe import about, handle_of, observe, source_fact
 from controller.node.parts import Parts
@@ -59,14 +60,9 @@ def first_record(parts: Parts, desired: Desired) -> Record:
         raise Bug(f"instance {source.uid}: no lineage")
     if source is not known:
         parts.records.save(source)
-    return Record(
-        uid=desired.uid,
-        namespace=desired.namespace,
-        name=desired.name,
-        id=desired.id,
-        install_id=parts.settings.install_id,
-        epoch=desired.epoch,
-        index=parts.records.free_index(parts.settings.uid_count),
+    return new_record(
+        parts,
+        desired,
         image=source.image,
         image_digest=source.image_digest,
         hardware=source.hardware,
