@@ -35,16 +35,8 @@ MISSED = "torpor: the node agent went away; what is written until it is back is 
     "--tail", type=click.IntRange(0, 1_000_000), help="Only the last N lines; default: all kept."
 )
 @click.option("--source", type=click.Choice(SOURCES), default="workload", show_default=True)
-@click.option(
-    "--socket", type=click.Path(path_type=Path), help="The agent's; default: of the local cluster."
-)
-@click.option(
-    "--dir",
-    "directory",
-    type=click.Path(path_type=Path),
-    envvar="TORPOR_DIR",
-    help="The local cluster's; default: $TORPOR_DIR, else the kubeconfig's own.",
-)
+@lookup.socket_option
+@lookup.directory_option
 @lookup.kubeconfig_option
 def logs(
     word: str,
@@ -66,7 +58,7 @@ def logs(
     out = Out(sys.stdout.buffer, sys.stdout.isatty())
 
     async def work() -> None:
-        subject = await _subject(config, word, where)
+        subject = await find_subject(config, word, where)
         place = place_of(subject.node, socket, local_install(directory, config))
         if source == "agent":
             stream = agentlog.lines(_own_log(place), subject.uid, subject.name, tail, follow)
@@ -93,7 +85,8 @@ class Subject:
     node: str
 
 
-async def _subject(config: Path | None, word: str, namespace: str) -> Subject:
+async def find_subject(config: Path | None, word: str, namespace: str) -> Subject:
+    """Whom ``word`` names. Raises TorporError (NotPlaced, and as ``lookup.find``)."""
     client = await lookup.connect(config)
     try:
         return subject_of(await lookup.find(client, word, namespace))

@@ -34,6 +34,16 @@ kubeconfig_option = click.option(
 namespace_option = click.option(
     "-n", "--namespace", help="Default: the one of the kubeconfig's current context."
 )
+socket_option = click.option(
+    "--socket", type=click.Path(path_type=Path), help="The agent's; default: of the local cluster."
+)
+directory_option = click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path),
+    envvar="TORPOR_DIR",
+    help="The local cluster's; default: $TORPOR_DIR, else the kubeconfig's own.",
+)
 
 
 class Ambiguous(Rejected):

@@ -11,24 +11,15 @@ import click
 
 from controller.cli import lookup
 from controller.cli.agent import Verified, local_install, place_of
-from controller.cli.logs import subject_of
+from controller.cli.logs import find_subject
 from controller.core.capacity import rounded
-from controller.kube.resources import Object
 
 
 @click.command()
 @click.argument("word", metavar="NAME|ID|ID-PREFIX")
 @lookup.namespace_option
-@click.option(
-    "--socket", type=click.Path(path_type=Path), help="The agent's; default: of the local cluster."
-)
-@click.option(
-    "--dir",
-    "directory",
-    type=click.Path(path_type=Path),
-    envvar="TORPOR_DIR",
-    help="The local cluster's; default: $TORPOR_DIR, else the kubeconfig's own.",
-)
+@lookup.socket_option
+@lookup.directory_option
 @lookup.kubeconfig_option
 def verify(
     word: str,
@@ -44,20 +35,12 @@ def verify(
     """
     config = lookup.kubeconfig(kubeconfig)
     where = namespace or lookup.current_namespace(config)
-    subject = subject_of(asyncio.run(_find(config, word, where)))
+    subject = asyncio.run(find_subject(config, word, where))
     place = place_of(subject.node, socket, local_install(directory, config))
     found = asyncio.run(place.agent.verify(subject.uid))
     for line in lines(found, subject.name):
         click.echo(line)
     return 1 if found.problems else 0
-
-
-async def _find(config: Path | None, word: str, namespace: str) -> Object:
-    client = await lookup.connect(config)
-    try:
-        return await lookup.find(client, word, namespace)
-    finally:
-        await client.close()
 
 
 def lines(found: Verified, name: str) -> list[str]:
